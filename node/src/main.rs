@@ -1,0 +1,2 @@
+//! hallway
+fn main() {}

@@ -1,1 +1,3 @@
-//! hallway
+//! hallway: private voice rooms between terminals.
+
+pub mod transport;

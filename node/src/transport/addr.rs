@@ -1,0 +1,52 @@
+//! Multiaddresses of QUIC sockets, both ways.
+
+use std::net::{IpAddr, SocketAddr};
+
+use libp2p::{Multiaddr, multiaddr::Protocol};
+
+/// `/ip4|ip6/…/udp/…/quic-v1[/p2p/…]` as a socket address; `None` for anything else.
+pub fn to_socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = addr.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let Protocol::Udp(port) = parts.next()? else { return None };
+    let Protocol::QuicV1 = parts.next()? else { return None };
+    parts.all(|part| matches!(part, Protocol::P2p(_))).then_some(SocketAddr::new(ip, port))
+}
+
+/// The multiaddress of a QUIC socket.
+pub fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
+    Multiaddr::empty().with(addr.ip().into()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
+}
+
+/// The IP address a multiaddress starts with, whatever follows.
+pub fn ip_of(addr: &Multiaddr) -> Option<IpAddr> {
+    match addr.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quic_address_survives_the_round_trip_in_both_families() {
+        for text in ["127.0.0.1:4001", "[::1]:9"] {
+            let socket: SocketAddr = text.parse().unwrap();
+            assert_eq!(to_socket_addr(&to_multiaddr(socket)), Some(socket));
+        }
+    }
+
+    #[test]
+    fn other_transports_are_not_taken_for_quic() {
+        for text in ["/ip4/127.0.0.1/tcp/4001", "/ip4/127.0.0.1/udp/4001", "/dns4/x/udp/1/quic-v1"] {
+            assert_eq!(to_socket_addr(&text.parse().unwrap()), None, "{text}");
+        }
+    }
+}

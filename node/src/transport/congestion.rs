@@ -111,6 +111,24 @@ impl MediaController {
         }
     }
 
+    fn acknowledged(&mut self, now: Instant, sample: Duration, bytes: u64, app_limited: bool, rtt: Duration) {
+        self.min_rtt.insert(now, sample);
+        self.standing.insert(now, sample);
+        self.count_delivered(now, bytes);
+        if now < self.next_decision {
+            return;
+        }
+        self.next_decision = now + rtt.max(STANDING_WINDOW);
+        if self.queue_delay() > self.config.queue_target {
+            self.window = self.window - self.window / 8;
+        } else if !app_limited {
+            self.window = self.window.saturating_add(self.window / 4).saturating_add(self.mtu);
+        } else if self.window < self.config.initial_window {
+            self.window = self.window.saturating_add(2 * self.mtu).min(self.config.initial_window);
+        }
+        self.window = self.window.clamp(self.config.min_window, self.config.max_window);
+    }
+
     fn count_delivered(&mut self, now: Instant, bytes: u64) {
         let mut passed = now.saturating_duration_since(self.slot_started).as_millis() / RATE_SLOT.as_millis();
         if passed > 0 {
@@ -127,22 +145,7 @@ impl MediaController {
 
 impl Controller for MediaController {
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        let sample = now.saturating_duration_since(sent);
-        self.min_rtt.insert(now, sample);
-        self.standing.insert(now, sample);
-        self.count_delivered(now, bytes);
-        if now < self.next_decision {
-            return;
-        }
-        self.next_decision = now + rtt.get().max(STANDING_WINDOW);
-        if self.queue_delay() > self.config.queue_target {
-            self.window = self.window - self.window / 8;
-        } else if !app_limited {
-            self.window = self.window.saturating_add(self.window / 4).saturating_add(self.mtu);
-        } else if self.window < self.config.initial_window {
-            self.window = self.window.saturating_add(2 * self.mtu).min(self.config.initial_window);
-        }
-        self.window = self.window.clamp(self.config.min_window, self.config.max_window);
+        self.acknowledged(now, now.saturating_duration_since(sent), bytes, app_limited, rtt.get());
     }
 
     fn on_congestion_event(&mut self, _: Instant, _: Instant, persistent: bool, _: u64) {
@@ -219,16 +222,17 @@ mod tests {
     impl Path {
         fn new() -> Self {
             let now = Instant::now();
-            Self { controller: MediaController::new(Arc::new(MediaControllerConfig::default()), now, 1200), now }
+            Self {
+                controller: MediaController::new(Arc::new(MediaControllerConfig::default()), now, 1200),
+                now,
+            }
         }
 
         /// Acknowledges a packet of 200 B every 10 ms for `span`, each after `rtt`.
         fn run(&mut self, span: Duration, rtt: Duration, app_limited: bool) {
-            let estimator = RttEstimator::new(rtt);
             for _ in 0..span.as_millis() / 10 {
                 self.now += 10 * MS;
-                let sent = self.now.checked_sub(rtt).unwrap();
-                self.controller.on_ack(self.now, sent, 200, app_limited, &estimator);
+                self.controller.acknowledged(self.now, rtt, 200, app_limited, rtt);
             }
         }
     }

@@ -101,14 +101,17 @@ impl Listener {
     }
 
     fn poll_interfaces(&mut self, cx: &mut Context<'_>) {
-        while let Some(Poll::Ready(event)) = self.interfaces.as_mut().map(|watcher| watcher.poll_if_event(cx)) {
+        while let Some(Poll::Ready(event)) = self.interfaces.as_mut().map(|watcher| watcher.poll_if_event(cx))
+        {
             match event {
                 Ok(IfEvent::Up(net)) => self.address_up(net.addr()),
                 Ok(IfEvent::Down(net)) => self.address_down(net.addr()),
                 Err(error) => {
                     self.interfaces = None;
-                    self.events
-                        .push_back(TransportEvent::ListenerError { listener_id: self.id, error: error.into() });
+                    self.events.push_back(TransportEvent::ListenerError {
+                        listener_id: self.id,
+                        error: error.into(),
+                    });
                 }
             }
         }

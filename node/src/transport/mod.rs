@@ -105,8 +105,9 @@ impl Shared {
     pub(crate) fn finish(self, connecting: quinn::Connecting, dialer: bool) -> Upgrade {
         let guard = HalfOpen::new(self.half_open.clone());
         async move {
-            let connection =
-                tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await.map_err(|_| Error::HandshakeTimedOut)??;
+            let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
+                .await
+                .map_err(|_| Error::HandshakeTimedOut)??;
             drop(guard);
             let peer = proven_peer(&connection).ok_or(Error::NoIdentity)?;
             let handed = Authenticated { peer, connection: connection.clone(), dialer };
@@ -173,7 +174,9 @@ impl Transport for QuicTransport {
     }
 
     fn remove_listener(&mut self, id: ListenerId) -> bool {
-        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.id() == id) else { return false };
+        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.id() == id) else {
+            return false;
+        };
         listener.close();
         true
     }

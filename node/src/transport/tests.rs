@@ -90,7 +90,9 @@ async fn closing_the_streams_closes_the_media_too() {
 fn addresses_of_other_transports_are_handed_back() {
     let (mut transport, _media) = transport(&Keypair::generate_ed25519());
     let tcp: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
-    assert!(matches!(transport.dial(tcp.clone(), DIAL), Err(TransportError::MultiaddrNotSupported(a)) if a == tcp));
+    assert!(
+        matches!(transport.dial(tcp.clone(), DIAL), Err(TransportError::MultiaddrNotSupported(a)) if a == tcp)
+    );
     let nowhere: Multiaddr = "/ip4/0.0.0.0/udp/1/quic-v1".parse().unwrap();
     assert!(matches!(transport.dial(nowhere, DIAL), Err(TransportError::MultiaddrNotSupported(_))));
 }

@@ -1,3 +1,22 @@
 //! hallway: private voice rooms between terminals.
+//!
+//! The library behind the `hallway` program. A packet's way through it is told in `docs/architecture.md`; the media
+//! engine itself is the crate `hallway-codec`.
 
+pub mod audio;
+pub mod bench;
+pub mod cli;
+pub mod clock;
+pub mod events;
+pub mod identity;
+pub mod invite;
+pub mod media;
+pub mod node;
+pub mod path;
+pub mod rendezvous;
+pub mod room;
+pub mod session;
+pub mod telemetry;
+pub mod text;
 pub mod transport;
+pub mod words;

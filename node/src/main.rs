@@ -1,2 +1,7 @@
-//! hallway
-fn main() {}
+//! The `hallway` program: parse, run, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hallway::cli::main()
+}

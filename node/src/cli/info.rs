@@ -1,0 +1,104 @@
+//! Commands that print something and are done: `invite`, `id`, `devices`, `man`.
+
+use std::{io::Write, path::Path, process::ExitCode};
+
+use clap::Args;
+use libp2p::Multiaddr;
+
+use super::{DataDir, Failure};
+use crate::{
+    audio, identity,
+    invite::{Invite, RoomName},
+    words,
+};
+
+#[derive(Args, Debug)]
+pub struct InviteArgs {
+    /// The room's name
+    room: RoomName,
+    /// A rendezvous server to name in the invite (repeatable)
+    #[arg(long, value_name = "MULTIADDR")]
+    at: Vec<Multiaddr>,
+}
+
+#[derive(Args, Debug)]
+pub struct IdArgs {
+    #[command(flatten)]
+    data_dir: DataDir,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DevicesArgs {
+    /// One JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+/// Makes an invite with a fresh secret.
+pub fn invite(args: &InviteArgs) -> Result<ExitCode, Failure> {
+    say(format_args!("{}\n", Invite::generate(args.room.clone(), args.at.clone())))
+}
+
+/// Shows who this node is; makes the identity where there is none yet.
+pub fn id(args: &IdArgs) -> Result<ExitCode, Failure> {
+    let keypair = load_identity(&args.data_dir.path()?)?;
+    let peer = keypair.public().to_peer_id();
+    let line = words::safety_line(&peer);
+    if args.json {
+        return say(format_args!("{}\n", serde_json::json!({ "peer_id": peer.to_string(), "safety_words": line })));
+    }
+    say(format_args!(
+        "{peer}\nsafety words: {line}\n\nCompare the words aloud: whoever shows the same ones holds the same key.\n"
+    ))
+}
+
+/// Loads the identity, or makes the first one.
+pub fn load_identity(dir: &Path) -> Result<libp2p::identity::Keypair, Failure> {
+    identity::load_or_create(dir).map_err(|e| Failure::other(e, ""))
+}
+
+/// Lists what can be heard and spoken through.
+pub fn devices(args: &DevicesArgs) -> Result<ExitCode, Failure> {
+    let found = audio::list_devices();
+    if args.json {
+        let json = serde_json::to_string_pretty(&found).map_err(|e| Failure::other(e, ""))?;
+        return say(format_args!("{json}\n"));
+    }
+    let mut text = String::new();
+    for device in &found {
+        let direction = match (device.input, device.output) {
+            (true, true) => "in and out",
+            (true, false) => "in",
+            _ => "out",
+        };
+        let default = match (device.default_input, device.default_output) {
+            (false, false) => "",
+            _ => ", default",
+        };
+        let rate = device.rate_hz.map_or(String::new(), |rate| format!(", {rate} Hz"));
+        let channels = device.channels.map_or(String::new(), |n| format!(", {n} ch"));
+        text += &format!("{}\n    {} ({direction}{default}{rate}{channels})\n", device.name, device.host);
+    }
+    if found.is_empty() {
+        text += "No sound device found.\n";
+    }
+    text += "Without a card: --input file:PATH.wav | tone:HZ | silence, --output file:PATH.wav | null\n";
+    say(format_args!("{text}"))
+}
+
+/// Writes a man page for every command.
+pub fn man(dir: &Path, command: clap::Command) -> Result<ExitCode, Failure> {
+    let hint = "Name a folder that exists and can be written.";
+    clap_mangen::generate_to(command, dir)
+        .map_err(|e| Failure::other(format!("no man pages in {}: {e}", dir.display()), hint))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(text: std::fmt::Arguments<'_>) -> Result<ExitCode, Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_fmt(text).and_then(|()| out.flush()).map_err(|e| Failure::other(e, ""))?;
+    Ok(ExitCode::SUCCESS)
+}

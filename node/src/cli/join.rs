@@ -1,0 +1,247 @@
+//! `hallway join`: from what was typed to a running node, and from its end to an exit code.
+
+use std::{
+    io::{BufRead, IsTerminal},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::{Args, ValueEnum};
+use libp2p::Multiaddr;
+use tokio::sync::mpsc;
+
+use super::{DataDir, Failure, info, runtime};
+use crate::{
+    audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec},
+    events::{self, Format},
+    invite::Invite,
+    node::{self, Command, Ended, Node},
+    text,
+};
+
+#[derive(Args, Debug)]
+pub struct JoinArgs {
+    /// A room's name (kitchen) or an invite (hallway:kitchen?...)
+    room: Invite,
+    /// A rendezvous server (repeatable); with /p2p/PEERID at the end its identity is checked
+    #[arg(long, value_name = "MULTIADDR")]
+    at: Vec<Multiaddr>,
+    /// How others see you
+    #[arg(long, env = "HALLWAY_NAME")]
+    name: Option<String>,
+    /// default, a device's name, file:PATH.wav, tone:HZ or silence
+    #[arg(long, default_value = "default", value_name = "SOURCE")]
+    input: InputSpec,
+    /// default, a device's name, file:PATH.wav or null
+    #[arg(long, default_value = "default", value_name = "SINK")]
+    output: OutputSpec,
+    /// When a file: input starts to play
+    #[arg(long, default_value = "now", value_name = "WHEN", value_parser = ["now", "first-peer"])]
+    input_start: String,
+    /// Time between two calls of the sound card, in milliseconds. Less is quicker and costs more
+    #[arg(long, default_value_t = 2.5, value_name = "MS")]
+    period_ms: f64,
+    /// Voice, or music: stereo, full band, no processing, shortest frames
+    #[arg(long, value_enum, default_value = "talk")]
+    profile: Profile,
+    /// Leave by itself after this time (20s, 2m)
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    leave_after: Option<Duration>,
+    /// Where to listen (repeatable); by default every interface, IPv4 and IPv6, on a free port
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<Multiaddr>,
+    /// Tell others this address instead of those listened on (repeatable), behind a forwarded port
+    #[arg(long, value_name = "MULTIADDR")]
+    announce: Vec<Multiaddr>,
+    /// Which rung of the path ladder may be used
+    #[arg(long, value_enum, default_value = "auto")]
+    path: PathChoice,
+    /// Most that each member may be sent, in kilobits a second
+    #[arg(long, value_name = "KBPS")]
+    max_rate: Option<u32>,
+    /// End with code 3 where nobody came within --timeout
+    #[arg(long)]
+    require_peer: bool,
+    /// How long --require-peer waits
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Wait here although others in a room of this name use another secret
+    #[arg(long)]
+    wait: bool,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    json: bool,
+    /// No screen: plain lines only. Implied where standard output is no terminal
+    #[arg(long)]
+    headless: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    Talk,
+    Music,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum PathChoice {
+    Auto,
+    Direct,
+    Relay,
+    Tcp,
+}
+
+/// Joins, talks, leaves.
+pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
+    let started = Instant::now();
+    if matches!(args.path, PathChoice::Relay | PathChoice::Tcp) {
+        return Err(Failure::usage(
+            "this version has no relay and no TCP path yet",
+            "Use --path auto or --path direct.",
+        ));
+    }
+    let keypair = info::load_identity(&args.data_dir.path()?)?;
+    let music = args.profile == Profile::Music;
+    let channels: u8 = if music { 2 } else { 1 };
+    let audio = AudioConfig {
+        input: args.input.clone(),
+        output: args.output.clone(),
+        channels: channels.into(),
+        period: period_frames(args.period_ms)?,
+        input_start: if args.input_start == "first-peer" { InputStart::FirstPeer } else { InputStart::Now },
+    };
+    let audio = Audio::open(audio).map_err(|error| Failure {
+        code: if error.is_device() { 4 } else { 2 },
+        message: error.to_string(),
+        hint: error.hint(),
+    })?;
+    // What is named is used; with nothing named the local network is searched.
+    let named: Vec<Multiaddr> = args.at.iter().chain(&args.room.rendezvous).cloned().collect();
+    let config = node::Config {
+        keypair,
+        name: text::clean_name(&args.name.clone().unwrap_or_else(default_name)),
+        lan: named.is_empty(),
+        rendezvous: named,
+        invite: args.room,
+        listen: if args.listen.is_empty() { everywhere() } else { args.listen },
+        announce: args.announce,
+        profile: if music { hallway_codec::Profile::Music } else { hallway_codec::Profile::Talk },
+        channels,
+        max_kbps: args.max_rate,
+        started,
+        leave_after: args.leave_after,
+        require_peer: args.require_peer.then_some(args.timeout),
+        wait_anyway: args.wait,
+    };
+    let format = if args.json { Format::Json } else { Format::Plain };
+    runtime()?.block_on(talk(config, audio, format))
+}
+
+async fn talk(config: node::Config, audio: Audio, format: Format) -> Result<ExitCode, Failure> {
+    let (events, happened) = mpsc::channel(events::MAX_WAITING_EVENTS);
+    let printer = std::thread::spawn(move || print(happened, format));
+    let (commands, orders) = mpsc::channel(16);
+    spawn_signals(commands.clone());
+    if std::io::stdin().is_terminal() && format == Format::Plain {
+        spawn_keyboard(commands.clone());
+    }
+    let node = Node::start(config, audio, events).await.map_err(failed)?;
+    let ended = node.run(orders).await.map_err(failed)?;
+    drop(commands);
+    // The printer ends with the last event; a reader that does not read must not keep us.
+    let deadline = Instant::now() + Duration::from_millis(500);
+    while !printer.is_finished() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    match ended {
+        Ended::Left => Ok(ExitCode::SUCCESS),
+        Ended::NoPeer { waited } => Err(Failure {
+            code: 3,
+            message: format!("nobody came within {}", humantime::format_duration(waited)),
+            hint: "Check that the others use the same room, secret and rendezvous server (--at), or wait longer \
+                   with --timeout."
+                .into(),
+        }),
+        Ended::Refused { reason, hint } => Err(Failure { code: 5, message: format!("refused: {reason}"), hint }),
+    }
+}
+
+fn failed(error: node::Error) -> Failure {
+    match &error {
+        node::Error::Listen { .. } => Failure::other(error, "Choose another --listen address or port."),
+        node::Error::Rendezvous(_) => {
+            Failure::usage(error, "An address looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEERID.")
+        }
+        _ => Failure::other(error, ""),
+    }
+}
+
+/// Writes events as they come. Ends by itself when the output is closed: the call goes on without it.
+fn print(mut happened: mpsc::Receiver<events::Stamped>, format: Format) {
+    let mut out = std::io::stdout().lock();
+    while let Some(stamped) = happened.blocking_recv() {
+        if events::write(&mut out, format, &stamped).is_err() {
+            return;
+        }
+    }
+}
+
+fn spawn_signals(commands: mpsc::Sender<Command>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        let commands = commands.clone();
+        match signal(kind) {
+            Ok(mut signal) => {
+                tokio::spawn(async move {
+                    while signal.recv().await.is_some() {
+                        let _ = commands.send(Command::Leave).await;
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(%error, "a signal cannot be caught"),
+        }
+    }
+}
+
+/// Lines from the keyboard: `q` leaves, `m` mutes and unmutes, anything else is said in writing.
+fn spawn_keyboard(commands: mpsc::Sender<Command>) {
+    std::thread::spawn(move || {
+        let mut muted = false;
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let command = match line.trim() {
+                "" => continue,
+                "q" | "/quit" => Command::Leave,
+                "m" | "/mute" => {
+                    muted = !muted;
+                    Command::Mute(muted)
+                }
+                text => Command::Chat(text.to_owned()),
+            };
+            if commands.blocking_send(command).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn period_frames(ms: f64) -> Result<u32, Failure> {
+    let frames = (ms * 48.0).round();
+    let range = f64::from(audio::MIN_PERIOD)..=f64::from(audio::MAX_PERIOD);
+    if range.contains(&frames) {
+        return Ok(frames as u32);
+    }
+    let (least, most) = (f64::from(audio::MIN_PERIOD) / 48.0, f64::from(audio::MAX_PERIOD) / 48.0);
+    Err(Failure::usage(
+        format!("--period-ms {ms} is out of range"),
+        &format!("Choose {least:.1} to {most:.0} ms; 2.5 is the default."),
+    ))
+}
+
+fn everywhere() -> Vec<Multiaddr> {
+    ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/udp/0/quic-v1"].iter().filter_map(|addr| addr.parse().ok()).collect()
+}
+
+fn default_name() -> String {
+    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "somebody".into())
+}

@@ -1,0 +1,159 @@
+//! The command line: what can be typed, and which exit code follows.
+//!
+//! Exit codes: 0 left in order; 2 wrong usage; 3 no rendezvous or no peer in time; 4 sound device; 5 refused; 1 anything
+//! else. The last line on standard error says what happened and what to do next.
+
+mod info;
+mod join;
+mod serve;
+
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::bench;
+
+/// The end of a command that did not go well: the exit code and the last line on standard error.
+#[derive(Debug)]
+pub struct Failure {
+    /// The contract's exit code.
+    pub code: u8,
+    /// What happened.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+impl Failure {
+    /// Anything that has no code of its own.
+    pub fn other(error: impl std::fmt::Display, hint: &str) -> Self {
+        Self { code: 1, message: error.to_string(), hint: hint.to_owned() }
+    }
+
+    /// Wrong usage.
+    pub fn usage(error: impl std::fmt::Display, hint: &str) -> Self {
+        Self { code: 2, message: error.to_string(), hint: hint.to_owned() }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::other(format!("{error:#}"), "")
+    }
+}
+
+/// Private voice rooms between terminals: peer to peer, end-to-end encrypted, with the lag of every stage measured.
+#[derive(Parser, Debug)]
+#[command(name = "hallway", version, propagate_version = true)]
+struct Cli {
+    /// Log more on standard error: -v what happens, -vv every detail. HALLWAY_LOG takes a filter instead
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Join a room and talk
+    Join(Box<join::JoinArgs>),
+    /// Print an invite: a room, a secret that only its holders know, and where to meet
+    Invite(info::InviteArgs),
+    /// Run a rendezvous server, where nodes find each other. It hears nobody
+    Rendezvous(serve::RendezvousArgs),
+    /// Measure, and print a table
+    Bench(bench::BenchArgs),
+    /// List sound devices
+    Devices(info::DevicesArgs),
+    /// Print this node's identity and its safety words
+    Id(info::IdArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder
+    Man {
+        /// Where to
+        dir: PathBuf,
+    },
+}
+
+/// Where the identity lives.
+#[derive(Args, Debug, Clone)]
+pub struct DataDir {
+    /// Identity and what is remembered; two nodes on one machine use two
+    #[arg(long, value_name = "DIR", env = "HALLWAY_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl DataDir {
+    /// The folder to use.
+    ///
+    /// # Errors
+    /// Where the system names no home.
+    pub fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(dir) = &self.data_dir {
+            return Ok(dir.clone());
+        }
+        directories::ProjectDirs::from("", "", "hallway")
+            .map(|dirs| dirs.data_dir().to_owned())
+            .ok_or_else(|| Failure::usage("no home folder is known here", "Name a folder with --data-dir."))
+    }
+}
+
+/// Parses, runs, and says the last word.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Command::Join(args) => join::run(*args),
+        Command::Invite(args) => info::invite(&args),
+        Command::Rendezvous(args) => serve::run(args),
+        Command::Bench(args) => runtime().and_then(|runtime| Ok(runtime.block_on(bench::run(args))?)),
+        Command::Devices(args) => info::devices(&args),
+        Command::Id(args) => info::id(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "hallway", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { dir } => info::man(&dir, Cli::command()),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            let hint = if failure.hint.is_empty() { String::new() } else { format!(" {}", failure.hint) };
+            let end = if failure.message.ends_with('.') { "" } else { "." };
+            let _ = writeln!(std::io::stderr(), "hallway: {}{end}{hint}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// A runtime with one thread more than the loop needs: datagrams are read while the node thinks.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::other(format!("no runtime: {e}"), ""))
+}
+
+fn start_log(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "error",
+        1 => "hallway=info,warn",
+        _ => "hallway=debug,info",
+    };
+    let filter = EnvFilter::try_from_env("HALLWAY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}

@@ -1,0 +1,172 @@
+//! `hallway rendezvous`: a place where nodes find each other.
+
+use std::{
+    io::Write,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use futures::StreamExt;
+use libp2p::{Multiaddr, swarm::SwarmEvent};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{DataDir, Failure, info, runtime};
+use crate::{
+    clock,
+    node::{root_cause, swarm},
+    rendezvous::{self, Server, ServerConfig, ServerEvent},
+};
+
+/// Connections that nobody uses are closed after this time; a watcher's stream keeps its own open.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections of all nodes together.
+const MAX_CONNECTIONS: u32 = 20_000;
+
+#[derive(Args, Debug)]
+pub struct RendezvousArgs {
+    /// Where to listen (repeatable), as /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001
+    #[arg(long, value_name = "MULTIADDR")]
+    listen: Vec<Multiaddr>,
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+pub fn run(args: RendezvousArgs) -> Result<ExitCode, Failure> {
+    let keypair = info::load_identity(&args.data_dir.path()?)?;
+    runtime()?.block_on(serve(args, keypair))
+}
+
+async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Result<ExitCode, Failure> {
+    let (behaviour, incoming) = rendezvous::Behaviour::server();
+    let setup = swarm::Setup {
+        rendezvous: behaviour,
+        lan: false,
+        idle_timeout: IDLE_TIMEOUT,
+        max_connections: MAX_CONNECTIONS,
+    };
+    let me = keypair.public().to_peer_id();
+    let (mut swarm, mut authenticated) = swarm::build(&keypair, setup).map_err(|e| Failure::other(e, ""))?;
+    let listen = if args.listen.is_empty() { everywhere() } else { args.listen.clone() };
+    for addr in &listen {
+        swarm.listen_on(addr.clone()).map_err(|e| {
+            Failure::other(
+                format!("cannot listen on {addr}: {}", root_cause(&e)),
+                "Choose another --listen address or port.",
+            )
+        })?;
+    }
+    let (server, mut events) = Server::spawn(ServerConfig::default(), incoming);
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::other(e, ""))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::other(e, ""))?;
+    let mut addresses: Vec<Multiaddr> = Vec::new();
+    // One line once every socket is up, or when those that come have come.
+    let mut ready_at = Some(Instant::now() + Duration::from_millis(300));
+    loop {
+        if ready_at.is_some_and(|at| addresses.len() >= listen.len() && specific(&listen) || Instant::now() >= at) {
+            ready_at = None;
+            ready(args.json, &me, &addresses);
+        }
+        let wake = ready_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+        tokio::select! {
+            event = swarm.select_next_some() => match event {
+                SwarmEvent::NewListenAddr { address, .. } => addresses.push(address),
+                SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "listener"),
+                _ => {}
+            },
+            // Media never comes to a rendezvous server. The handle is dropped; libp2p holds the connection.
+            Some(_) = authenticated.recv() => {}
+            Some(event) = events.recv() => tell(args.json, &event),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = tokio::time::sleep_until(wake.into()) => {}
+        }
+    }
+    // Watchers hear a goodbye and look elsewhere; the swarm must be polled to carry it.
+    let polling = async {
+        loop {
+            swarm.select_next_some().await;
+        }
+    };
+    tokio::select! {
+        () = server.shutdown() => {}
+        () = polling => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ready(as_json: bool, me: &libp2p::PeerId, addresses: &[Multiaddr]) {
+    let full: Vec<String> = addresses.iter().map(|addr| format!("{addr}/p2p/{me}")).collect();
+    if as_json {
+        let listen: Vec<String> = addresses.iter().map(Multiaddr::to_string).collect();
+        line(format_args!(
+            "{}",
+            json!({ "event": "ready", "at_ns": clock::now_ns(), "peer_id": me.to_string(), "listen": listen,
+                    "version": env!("CARGO_PKG_VERSION") })
+        ));
+        return;
+    }
+    line(format_args!("rendezvous {me}. Nodes join with one of:"));
+    for addr in full {
+        line(format_args!("  hallway join ROOM --at {addr}"));
+    }
+}
+
+fn tell(as_json: bool, event: &ServerEvent) {
+    let at_ns = clock::now_ns();
+    let (text, value) = match event {
+        ServerEvent::Registered { peer, ttl, of_peer } => (
+            format!("registered {peer} ({of_peer} of this peer)"),
+            json!({ "event": "registered", "at_ns": at_ns, "peer_id": peer.to_string(), "ttl_s": ttl.as_secs(),
+                    "of_peer": of_peer }),
+        ),
+        ServerEvent::Expired { peer, why } => (
+            format!("expired {peer} ({why})"),
+            json!({ "event": "expired", "at_ns": at_ns, "peer_id": peer.to_string(), "why": why.to_string() }),
+        ),
+        ServerEvent::Refused { peer, why } => (
+            format!("refused {}: {why}", peer.map_or("somebody".to_owned(), |p| p.to_string())),
+            json!({ "event": "refused", "at_ns": at_ns, "peer_id": peer.map(|p| p.to_string()),
+                    "why": why.to_string() }),
+        ),
+        ServerEvent::Stats(stats) => {
+            if !as_json {
+                return;
+            }
+            let mut value = json!(stats);
+            if let Some(object) = value.as_object_mut() {
+                object.insert("event".into(), "stats".into());
+                object.insert("at_ns".into(), at_ns.into());
+            }
+            (String::new(), value)
+        }
+    };
+    if as_json {
+        line(format_args!("{value}"));
+    } else {
+        line(format_args!("{text}"));
+    }
+}
+
+/// A closed or full standard output is no reason to stop serving.
+fn line(text: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// True where every address names one interface, so that one address each will appear.
+fn specific(listen: &[Multiaddr]) -> bool {
+    listen.iter().all(|addr| crate::transport::ip_of(addr).is_some_and(|ip| !ip.is_unspecified()))
+}
+
+fn everywhere() -> Vec<Multiaddr> {
+    ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001"]
+        .iter()
+        .filter_map(|addr| addr.parse().ok())
+        .collect()
+}

@@ -1,0 +1,213 @@
+//! The local monotonic clock, and what a peer's says at the same instant.
+//!
+//! Peers exchange four timestamps (RFC 5905 section 8): sent and received, answered and received again. Each direction
+//! keeps its least delay per slot of time, because queues only ever add; half the difference of the two minima is the
+//! offset. Once half a minute is known a line through the slots follows the skew of the two clocks too. What remains
+//! unknown is how unequal the two directions are: at most half the least round trip, which is the stated error.
+
+use std::collections::VecDeque;
+
+use hallway_codec::{ClockOffset, Micros};
+
+/// Length of a slot of the minimum filter.
+pub const SLOT_US: u64 = 5_000_000;
+/// Slots remembered: one minute.
+pub const SLOTS: usize = 12;
+/// Slots needed before the skew is believed.
+const SLOTS_FOR_SKEW: usize = 6;
+/// Skew above this is noise: crystals are within 100 ppm, bad ones within 300.
+const MAX_SKEW: f64 = 500e-6;
+/// A sample further off than this is not a clock but an attack or a bug.
+const MAX_ABS_US: i64 = i64::MAX / 4;
+
+/// Microseconds of CLOCK_MONOTONIC now.
+pub fn now() -> Micros {
+    Micros(now_ns() / 1000)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC now, the `at_ns` of every event.
+pub fn now_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
+/// Four timestamps in µs: `sent` and `heard` on our clock, `arrived` and `answered` on the peer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// Our clock when the question left.
+    pub sent: u64,
+    /// The peer's clock when it arrived there.
+    pub arrived: u64,
+    /// The peer's clock when the answer left.
+    pub answered: u64,
+    /// Our clock when it arrived here.
+    pub heard: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    started: u64,
+    /// Least (peer's receive − our send): offset plus the way there.
+    there: i64,
+    /// Least (our receive − peer's send): the way back less the offset.
+    back: i64,
+}
+
+impl Slot {
+    fn offset(&self) -> f64 {
+        (self.there - self.back) as f64 / 2.0
+    }
+}
+
+/// Estimates a peer's clock. Feed it exchanges, ask it for the offset.
+#[derive(Debug, Default)]
+pub struct OffsetFilter {
+    slots: VecDeque<Slot>,
+}
+
+impl OffsetFilter {
+    /// An empty filter: nothing is known.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one exchange. Nonsense (an answer before its question, overflow) is ignored.
+    pub fn handle_exchange(&mut self, exchange: Exchange) {
+        let Some(there) = difference(exchange.arrived, exchange.sent) else { return };
+        let Some(back) = difference(exchange.heard, exchange.answered) else { return };
+        if exchange.heard < exchange.sent || there.saturating_add(back) < 0 {
+            return;
+        }
+        match self.slots.back_mut() {
+            Some(slot) if exchange.heard.saturating_sub(slot.started) < SLOT_US => {
+                slot.there = slot.there.min(there);
+                slot.back = slot.back.min(back);
+            }
+            _ => {
+                if self.slots.len() == SLOTS {
+                    self.slots.pop_front();
+                }
+                self.slots.push_back(Slot { started: exchange.heard, there, back });
+            }
+        }
+    }
+
+    /// Peer clock minus ours at `now`, with its error bound; `None` before the first exchange.
+    pub fn offset(&self, now: Micros) -> Option<ClockOffset> {
+        let last = self.slots.back()?;
+        let error = self.min_rtt_us()? / 2;
+        let offset = self.line(now).unwrap_or_else(|| {
+            // The newest slot may hold one late sample only: lean on the one before it as well.
+            let before = self.slots.len().checked_sub(2).and_then(|i| self.slots.get(i)).unwrap_or(last);
+            (last.there.min(before.there) - last.back.min(before.back)) as f64 / 2.0
+        });
+        Some(ClockOffset { offset_us: offset.round() as i64, error_us: u32::try_from(error).unwrap_or(u32::MAX) })
+    }
+
+    /// Least round trip on the network in µs, without the peer's thinking time.
+    pub fn min_rtt_us(&self) -> Option<u64> {
+        let there = self.slots.iter().map(|slot| slot.there).min()?;
+        let back = self.slots.iter().map(|slot| slot.back).min()?;
+        Some(u64::try_from(there.saturating_add(back)).unwrap_or(0))
+    }
+
+    /// Least-squares line through the slots, where there are enough.
+    fn line(&self, now: Micros) -> Option<f64> {
+        if self.slots.len() < SLOTS_FOR_SKEW {
+            return None;
+        }
+        let n = self.slots.len() as f64;
+        let origin = self.slots.front()?.started;
+        let at = |slot: &Slot| (slot.started - origin) as f64 + SLOT_US as f64 / 2.0;
+        let base = self.slots.front()?.offset();
+        let mean_x = self.slots.iter().map(at).sum::<f64>() / n;
+        let mean_y = self.slots.iter().map(|slot| slot.offset() - base).sum::<f64>() / n;
+        let (mut xy, mut xx) = (0.0, 0.0);
+        for slot in &self.slots {
+            let dx = at(slot) - mean_x;
+            xy += dx * (slot.offset() - base - mean_y);
+            xx += dx * dx;
+        }
+        let skew = (xy / xx).clamp(-MAX_SKEW, MAX_SKEW);
+        Some(base + mean_y + skew * (now.0.saturating_sub(origin) as f64 - mean_x))
+    }
+}
+
+/// `a − b` where it is a sane clock difference.
+fn difference(a: u64, b: u64) -> Option<i64> {
+    let wide = i128::from(a) - i128::from(b);
+    i64::try_from(wide).ok().filter(|d| d.abs() < MAX_ABS_US)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Exchanges every 250 ms for `seconds` with delay 40 ms ± 5 ms each way; returns the last estimate's error in µs.
+    fn run(seed: u64, seconds: u64, offset_us: i64, skew: f64) -> i64 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut filter = OffsetFilter::new();
+        let start = 1_000_000_000u64;
+        let peer = |t: u64| (t as i64 + offset_us + ((t - start) as f64 * skew) as i64) as u64;
+        let mut t = start;
+        while t < start + seconds * 1_000_000 {
+            let (there, back) = (rng.random_range(25_000..55_000), rng.random_range(25_000..55_000));
+            let exchange = Exchange {
+                sent: t,
+                arrived: peer(t + there),
+                answered: peer(t + there + 300),
+                heard: t + there + 300 + back,
+            };
+            filter.handle_exchange(exchange);
+            t += 250_000;
+        }
+        let truth = peer(t) as i64 - t as i64;
+        filter.offset(Micros(t)).unwrap().offset_us - truth
+    }
+
+    #[test]
+    fn the_offset_is_right_within_two_milliseconds_under_jitter() {
+        for seed in 0..20 {
+            for seconds in [10, 25, 120] {
+                let error = run(seed, seconds, 5_000_000_000, 0.0);
+                assert!(error.abs() < 2_500, "seed {seed}, {seconds} s: {error} µs");
+            }
+        }
+    }
+
+    #[test]
+    fn a_skew_of_a_hundred_ppm_is_followed() {
+        for seed in 0..20 {
+            let error = run(seed, 300, -70_000_000, 100e-6);
+            assert!(error.abs() < 3_000, "seed {seed}: {error} µs");
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_before_the_first_answer() {
+        assert_eq!(OffsetFilter::new().offset(Micros(5)), None);
+    }
+
+    #[test]
+    fn hostile_timestamps_are_ignored_and_never_overflow() {
+        let mut filter = OffsetFilter::new();
+        for (sent, arrived, answered, heard) in
+            [(10, u64::MAX, 0, 20), (20, 5, 5, 10), (0, 0, u64::MAX, u64::MAX), (1000, 900, 2000, 1001)]
+        {
+            filter.handle_exchange(Exchange { sent, arrived, answered, heard });
+        }
+        let _ = filter.offset(Micros(u64::MAX));
+        let _ = filter.offset(Micros(0));
+    }
+
+    #[test]
+    fn the_error_bound_is_half_the_least_round_trip() {
+        let mut filter = OffsetFilter::new();
+        filter.handle_exchange(Exchange { sent: 0, arrived: 40_000, answered: 40_100, heard: 80_100 });
+        assert_eq!(filter.offset(Micros(100_000)).unwrap().error_us, 40_000);
+        assert_eq!(filter.min_rtt_us(), Some(80_000));
+    }
+}

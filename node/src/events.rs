@@ -1,0 +1,387 @@
+//! What a node tells the outside: one JSON object a line, or plain lines for people.
+//!
+//! Names and meanings are the project's outer contract: scripts and dashboards hold on to them. Durations are
+//! milliseconds, names end in the unit, a figure that is not known yet is `null` and never 0.
+
+use std::{io::Write, time::Duration};
+
+use libp2p::{Multiaddr, PeerId};
+use serde::{Serialize, Serializer};
+
+use crate::{clock, text};
+
+/// Events that may wait for a slow reader. Further `stats` are dropped first: the next ones follow in a second.
+pub const MAX_WAITING_EVENTS: usize = 1024;
+
+/// An event and the moment it happened.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stamped {
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+    /// CLOCK_MONOTONIC nanoseconds of this machine.
+    pub at_ns: u64,
+}
+
+impl Stamped {
+    /// Stamps an event with the present moment.
+    pub fn now(event: Event) -> Self {
+        Self { event, at_ns: clock::now_ns() }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[allow(missing_docs)] // the fields are the contract's, and documented there and in docs/events.md
+pub enum Event {
+    Ready {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        #[serde(serialize_with = "display_all")]
+        listen: Vec<Multiaddr>,
+        version: &'static str,
+    },
+    Rendezvous {
+        state: RendezvousState,
+        #[serde(serialize_with = "display_option")]
+        peer_id: Option<PeerId>,
+        #[serde(serialize_with = "display")]
+        addr: Multiaddr,
+    },
+    Joined {
+        room: String,
+        open: bool,
+        since_start_ms: f64,
+    },
+    InputStarted(Card),
+    OutputStarted(Card),
+    InputFinished,
+    Peer {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        name: Option<String>,
+        state: PeerState,
+        path: Option<PathKind>,
+        verified: bool,
+        since_start_ms: f64,
+        reason: Option<&'static str>,
+    },
+    FirstAudio {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        since_start_ms: f64,
+    },
+    Stats(Box<PeerStats>),
+    Chat {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        name: String,
+        text: String,
+        id: u64,
+    },
+    Warning(Notice),
+    Error(Notice),
+    Summary(Box<Summary>),
+}
+
+/// Something for a person to know, and what to do about it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Notice {
+    /// A stable name for scripts.
+    pub code: &'static str,
+    /// What happened.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+/// A sound card that began to run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Card {
+    /// Always 48000: the engine's rate, whatever the device's.
+    pub sample_rate_hz: u32,
+    /// 1, or 2 in `music`.
+    pub channels: u16,
+    /// Time between two calls of the card.
+    pub period_ms: f64,
+}
+
+/// Where a rendezvous server stands with us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum RendezvousState {
+    Connected,
+    Registered,
+    Lost,
+}
+
+/// Where a peer stands with us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum PeerState {
+    Discovered,
+    Connecting,
+    Connected,
+    PathChanged,
+    Reconnecting,
+    Left,
+}
+
+/// The rung of the path ladder that a peer's voice takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum PathKind {
+    Direct,
+}
+
+/// How one peer fares, over the last second unless said otherwise.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the contract's names; docs/measurement.md defines each
+pub struct PeerStats {
+    #[serde(serialize_with = "display")]
+    pub peer_id: PeerId,
+    pub name: String,
+    pub path: Option<PathKind>,
+    #[serde(serialize_with = "display_option")]
+    pub remote: Option<Multiaddr>,
+    pub rtt_ms: Option<f64>,
+    pub one_way_ms: Option<f64>,
+    /// Most that path asymmetry can have shifted `one_way_ms` and `mouth_to_ear_ms`.
+    pub clock_error_ms: Option<f64>,
+    pub jitter_ms: Option<f64>,
+    pub loss_pct: Option<f64>,
+    pub recovered_pct: Option<f64>,
+    pub concealed_pct: Option<f64>,
+    pub late_pct: Option<f64>,
+    pub target_delay_ms: Option<f64>,
+    pub buffer_ms: Option<f64>,
+    pub mouth_to_ear_ms: Option<f64>,
+    pub mouth_to_ear_stages_ms: Option<hallway_codec::Stages>,
+    pub drift_ppm: Option<f64>,
+    pub send_kbps: Option<f64>,
+    pub recv_kbps: Option<f64>,
+    pub frame_ms: Option<f64>,
+    pub level_dbov: Option<f64>,
+    /// What we send to the room: frame, mode, bitrate, copies.
+    pub policy: hallway_codec::Policy,
+    /// Datagrams of this peer that we did not play: forged, replayed, malformed.
+    pub rejected: u64,
+}
+
+/// Percentiles of a whole call, in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[allow(missing_docs)]
+pub struct Percentiles {
+    pub p50: f64,
+    pub p95: f64,
+    pub p99: f64,
+}
+
+/// One peer's whole call.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct PeerSummary {
+    #[serde(serialize_with = "display")]
+    pub peer_id: PeerId,
+    pub name: String,
+    pub mouth_to_ear_ms: Option<Percentiles>,
+    pub mouth_to_ear_stages_ms: Option<hallway_codec::Stages>,
+    pub first_audio_ms: Option<f64>,
+    pub loss_pct: Option<f64>,
+    pub recovered_pct: Option<f64>,
+    pub concealed_pct: Option<f64>,
+    pub packets_received: u64,
+    pub bytes_received: u64,
+    pub packets_rejected: u64,
+}
+
+/// The last object of a run.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct Summary {
+    pub peers: Vec<PeerSummary>,
+    pub since_start_ms: f64,
+    pub cpu_s: f64,
+    pub max_rss_kb: Option<u64>,
+    pub packets_sent: u64,
+    pub bytes_sent: u64,
+    pub xruns: u64,
+}
+
+/// How events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    Json,
+    /// One readable line, and nothing for the figures of every second but a short one.
+    Plain,
+}
+
+/// Writes one event. Plain text leaves out what only machines want.
+///
+/// # Errors
+/// Where the output is closed or full.
+pub fn write(out: &mut impl Write, format: Format, stamped: &Stamped) -> std::io::Result<()> {
+    match format {
+        Format::Json => {
+            serde_json::to_writer(&mut *out, stamped)?;
+            out.write_all(b"\n")?;
+        }
+        Format::Plain => {
+            if let Some(line) = plain(&stamped.event) {
+                writeln!(out, "{line}")?;
+            }
+        }
+    }
+    out.flush()
+}
+
+fn plain(event: &Event) -> Option<String> {
+    let ms = |value: Option<f64>| value.map_or("–".to_owned(), |v| format!("{v:.0}"));
+    Some(match event {
+        Event::Ready { peer_id, .. } => format!("this node is {}", short(peer_id)),
+        Event::Rendezvous { state, addr, .. } => match state {
+            RendezvousState::Connected => return None,
+            RendezvousState::Registered => format!("registered at {addr}"),
+            RendezvousState::Lost => format!("lost the rendezvous server at {addr}; trying again. Calls go on"),
+        },
+        Event::Joined { room, open, .. } => {
+            let secrecy = if *open {
+                "an open room: anyone who knows its name can join and listen. `hallway invite` makes a private one"
+            } else {
+                "a private room"
+            };
+            format!("joined {room}, {secrecy}. Ctrl-C leaves")
+        }
+        Event::InputStarted(_) | Event::OutputStarted(_) | Event::InputFinished => return None,
+        Event::Peer { peer_id, name, state, path, reason, .. } => {
+            let who = match name {
+                Some(name) => format!("{} ({})", text::clean_name(name), short(peer_id)),
+                None => short(peer_id),
+            };
+            let on = path.map_or(String::new(), |PathKind::Direct| ", direct".to_owned());
+            match state {
+                PeerState::Discovered => return None,
+                PeerState::Connecting => format!("connecting to {who}"),
+                PeerState::Connected => format!("{who} is here{on}"),
+                PeerState::PathChanged => format!("{who}: another path{on}"),
+                PeerState::Reconnecting => format!("{who}: connection lost, trying again"),
+                PeerState::Left => format!("{who} left{}", reason.map_or(String::new(), |r| format!(" ({r})"))),
+            }
+        }
+        Event::FirstAudio { peer_id, since_start_ms } => {
+            format!("hearing {}, {since_start_ms:.0} ms after launch", short(peer_id))
+        }
+        Event::Stats(stats) => format!(
+            "  {}: mouth to ear {} ms, network {} ms, buffer {} ms, loss {} %",
+            text::clean_name(&stats.name),
+            ms(stats.mouth_to_ear_ms),
+            ms(stats.one_way_ms),
+            ms(stats.buffer_ms),
+            ms(stats.loss_pct),
+        ),
+        Event::Chat { peer_id, name, text, .. } => {
+            format!("<{} {}> {}", text::clean_name(name), short(peer_id), text::clean_line(text))
+        }
+        Event::Warning(notice) => format!("warning: {} {}", notice.message, notice.hint),
+        Event::Error(notice) => format!("error: {} {}", notice.message, notice.hint),
+        Event::Summary(summary) => {
+            let mut line = format!("left after {:.0} s", summary.since_start_ms / 1000.0);
+            for peer in &summary.peers {
+                if let Some(p) = peer.mouth_to_ear_ms {
+                    let name = text::clean_name(&peer.name);
+                    line += &format!("; {name}: mouth to ear p50 {:.1}, p95 {:.1}, p99 {:.1} ms", p.p50, p.p95, p.p99);
+                }
+            }
+            line
+        }
+    })
+}
+
+/// The tail of a PeerId: enough to tell the people of a room apart, too little to prove who they are.
+pub fn short(peer: &PeerId) -> String {
+    let text = peer.to_base58();
+    let tail = text.len().saturating_sub(6);
+    text.get(tail..).unwrap_or(&text).to_owned()
+}
+
+/// Milliseconds as the contract wants them.
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn display<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn display_option<S: Serializer>(value: &Option<impl std::fmt::Display>, s: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => s.collect_str(value),
+        None => s.serialize_none(),
+    }
+}
+
+fn display_all<S: Serializer>(values: &[Multiaddr], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(Multiaddr::to_string))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(event: Event) -> serde_json::Value {
+        let mut out = Vec::new();
+        write(&mut out, Format::Json, &Stamped { event, at_ns: 7 }).unwrap();
+        assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 1, "one object a line");
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn an_event_carries_its_name_and_moment() {
+        let value = json(Event::Joined { room: "kitchen".into(), open: true, since_start_ms: 1.5 });
+        assert_eq!(value["event"], "joined");
+        assert_eq!(value["at_ns"], 7);
+        assert_eq!(value["room"], "kitchen");
+        let card = Card { sample_rate_hz: 48_000, channels: 1, period_ms: 2.5 };
+        assert_eq!(json(Event::InputStarted(card))["event"], "input_started");
+        let value = json(Event::InputStarted(card));
+        assert_eq!((value["sample_rate_hz"].as_u64(), value["period_ms"].as_f64()), (Some(48_000), Some(2.5)));
+    }
+
+    #[test]
+    fn what_is_unknown_is_null() {
+        let peer_id = PeerId::random();
+        let value = json(Event::Peer {
+            peer_id,
+            name: None,
+            state: PeerState::PathChanged,
+            path: None,
+            verified: false,
+            since_start_ms: 0.0,
+            reason: None,
+        });
+        assert_eq!(value["state"], "path_changed");
+        assert!(value["name"].is_null() && value["path"].is_null());
+        assert_eq!(value["peer_id"], peer_id.to_string());
+    }
+
+    #[test]
+    fn a_hostile_name_cannot_write_to_the_terminal() {
+        let name = Some("\u{1b}]52;c;aGk=\u{7}\u{202e}ana\n[you]".to_owned());
+        let line = plain(&Event::Peer {
+            peer_id: PeerId::random(),
+            name: name.clone(),
+            state: PeerState::Connected,
+            path: Some(PathKind::Direct),
+            verified: true,
+            since_start_ms: 0.0,
+            reason: None,
+        })
+        .unwrap();
+        assert!(line.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{line:?}");
+    }
+}

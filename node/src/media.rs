@@ -1,0 +1,529 @@
+//! The media thread: from the microphone to the paths, from the paths to the ear.
+//!
+//! One thread, woken by the sound card's clock and by nothing else. In packet order, each round:
+//!
+//! 1. `obey`: commands of the node loop (a new voice, a key, a clock offset).
+//! 2. `receive`: every datagram that came since is opened and put into its speaker's jitter buffer.
+//! 3. `play`: each period the card wants is pulled from the jitter buffers, mixed and written.
+//! 4. `speak`: each period the card captured is encoded, sealed once, and sent to everybody.
+//! 5. `tell`: reports for the speakers twice a second, figures for people once a second.
+//!
+//! Nothing here blocks on the network or on a person: paths drop what they cannot send, full event queues drop figures.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc as std_mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
+use hallway_codec::{
+    ClockOffset, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats, Report, Sender,
+    SenderConfig,
+};
+use libp2p::PeerId;
+use tokio::sync::mpsc;
+
+use crate::{
+    audio::{Audio, AudioEvent},
+    clock,
+    path::Route,
+    session::keys::{OpenStats, Opener, Sealer, SenderKey},
+};
+
+/// Datagrams of one speaker that wait for the next round. The oldest goes first: better a gap than a lag.
+pub const MAX_INBOX: usize = 256;
+/// Datagrams of one speaker opened in one round, so that one flooding member cannot starve the others.
+pub const MAX_OPENED_PER_ROUND: usize = 48;
+/// Commands that may wait for the media thread. It takes them every few milliseconds; more means that it hangs.
+pub const MAX_WAITING_COMMANDS: usize = 1024;
+/// Events that may wait for the node loop. When it is late, figures are dropped first.
+pub const MAX_WAITING_EVENTS: usize = 1024;
+/// How often a speaker hears how its voice arrives here.
+pub const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// How often figures go to people.
+pub const STATS_EVERY: Duration = Duration::from_secs(1);
+/// Longest sleep of a round, where no card wakes it.
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
+
+/// A sealed datagram and the moment it came.
+#[derive(Debug, Clone)]
+pub struct Datagram {
+    /// When the socket gave it to us.
+    pub arrived: Micros,
+    /// All of it, the kind byte included.
+    pub bytes: Bytes,
+}
+
+/// Where the network leaves one speaker's datagrams for the media thread.
+#[derive(Debug, Clone)]
+pub struct Inbox(Arc<InboxState>);
+
+#[derive(Debug)]
+struct InboxState {
+    queue: ArrayQueue<Datagram>,
+    dropped: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self(Arc::new(InboxState {
+            queue: ArrayQueue::new(MAX_INBOX),
+            dropped: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }))
+    }
+}
+
+impl Inbox {
+    /// Puts a datagram in; where there is no room, the oldest one is dropped and counted.
+    pub fn push(&self, datagram: Datagram) {
+        self.0.bytes.fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
+        if self.0.queue.force_push(datagram).is_some() {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn pop(&self) -> Option<Datagram> {
+        self.0.queue.pop()
+    }
+}
+
+/// What the node loop asks of the media thread.
+#[derive(Debug)]
+pub enum Command {
+    /// A member to speak to and to hear. Replaces an earlier one of the same peer.
+    Voice {
+        /// Who.
+        peer: PeerId,
+        /// Where to send.
+        route: Route,
+        /// Where its datagrams appear.
+        inbox: Inbox,
+    },
+    /// Seal with this key from the next frame on.
+    Seal(SenderKey),
+    /// A key that this peer seals with.
+    Open {
+        /// Who.
+        peer: PeerId,
+        /// The key.
+        key: SenderKey,
+    },
+    /// The peer left: its keys and its voice are forgotten.
+    Forget(PeerId),
+    /// The peer's clock against ours.
+    Clock {
+        /// Who.
+        peer: PeerId,
+        /// Its clock minus ours; `None` while unknown.
+        offset: Option<ClockOffset>,
+    },
+    /// How our voice arrives at this peer, in its own words.
+    Report {
+        /// Who.
+        peer: PeerId,
+        /// Its report.
+        report: Report,
+    },
+    /// How the path to this peer fares, as QUIC saw it.
+    Path {
+        /// Who.
+        peer: PeerId,
+        /// Its statistics.
+        stats: PathStats,
+    },
+    /// Speak, or be silent.
+    Mute(bool),
+    /// Ends the thread; the recording is finished.
+    Stop,
+}
+
+/// What the media thread tells the node loop.
+#[derive(Debug)]
+pub enum MediaEvent {
+    /// Something about the sound card.
+    Audio(AudioEvent),
+    /// The first sample of this peer is heard.
+    FirstAudio {
+        /// Who.
+        peer: PeerId,
+        /// When, CLOCK_MONOTONIC ns.
+        at_ns: u64,
+    },
+    /// To be sent to this peer.
+    Report {
+        /// Who.
+        peer: PeerId,
+        /// How its voice arrives here.
+        report: Report,
+    },
+    /// The figures of one second.
+    Stats(Box<MediaStats>),
+    /// The thread has ended; the last figures.
+    Stopped(Box<MediaStats>),
+}
+
+/// The figures of all voices.
+#[derive(Debug, Clone)]
+pub struct MediaStats {
+    /// How we speak.
+    pub policy: Policy,
+    /// What we sent since the start, summed over members.
+    pub sent: Traffic,
+    /// Sound card misses since the start.
+    pub xruns: u64,
+    /// One entry a member.
+    pub voices: Vec<VoiceStats>,
+}
+
+/// Packets and bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Datagrams.
+    pub packets: u64,
+    /// Bytes of datagram payload.
+    pub bytes: u64,
+}
+
+/// The figures of one member.
+#[derive(Debug, Clone)]
+pub struct VoiceStats {
+    /// Who.
+    pub peer: PeerId,
+    /// The receiver's figures.
+    pub receiver: ReceiverStats,
+    /// What could not be opened.
+    pub opened: OpenStats,
+    /// Dropped because the media thread was late or the speaker floods.
+    pub dropped: u64,
+    /// Sent to this member since it came.
+    pub sent: Traffic,
+    /// Received from it.
+    pub received: Traffic,
+}
+
+/// The media thread could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The codec refused its settings.
+    #[error(transparent)]
+    Codec(#[from] hallway_codec::Error),
+    /// No thread to be had.
+    #[error("cannot start the media thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// The node loop's end of the media thread.
+pub struct Media {
+    commands: std_mpsc::SyncSender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Media {
+    /// Starts the thread on this sound card.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start(
+        audio: Audio,
+        profile: Profile,
+        channels: u8,
+        max_kbps: Option<u32>,
+    ) -> Result<(Self, mpsc::Receiver<MediaEvent>), Error> {
+        let (commands, orders) = std_mpsc::sync_channel(MAX_WAITING_COMMANDS);
+        let (events, told) = mpsc::channel(MAX_WAITING_EVENTS);
+        let sender = Sender::new(SenderConfig { profile, channels, max_kbps, ..SenderConfig::default() })?;
+        let engine = Engine {
+            audio,
+            channels,
+            sender,
+            sealer: None,
+            voices: Vec::with_capacity(crate::room::MAX_MEMBERS),
+            mixer: Mixer::new(channels),
+            packet: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES),
+            sealed: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES + 64),
+            voice_block: Vec::new(),
+            mix_block: Vec::new(),
+            sent: Traffic::default(),
+            next_index: 0,
+            orders,
+            events,
+            next_report: Instant::now(),
+            next_stats: Instant::now() + STATS_EVERY,
+        };
+        let thread = std::thread::Builder::new().name("media".into()).spawn(move || engine.run())?;
+        Ok((Self { commands, thread: Some(thread) }, told))
+    }
+
+    /// Hands over a command. False where the thread is gone or hangs: the call is over then.
+    pub fn command(&self, command: Command) -> bool {
+        self.commands.try_send(command).is_ok()
+    }
+
+    /// Whether the thread has ended by itself.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Media {
+    fn drop(&mut self) {
+        // The thread finishes the recording; a hanging one must not keep the person waiting.
+        let _ = self.commands.try_send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
+struct Voice {
+    peer: PeerId,
+    /// The sender's number for this peer: reports and paths are remembered by it.
+    index: u32,
+    route: Route,
+    inbox: Inbox,
+    opener: Option<Opener>,
+    receiver: Receiver,
+    heard: bool,
+    sent: Traffic,
+    received: Traffic,
+}
+
+struct Engine {
+    audio: Audio,
+    channels: u8,
+    sender: Sender,
+    sealer: Option<Sealer>,
+    voices: Vec<Voice>,
+    mixer: Mixer,
+    packet: Vec<u8>,
+    sealed: Vec<u8>,
+    voice_block: Vec<f32>,
+    mix_block: Vec<f32>,
+    sent: Traffic,
+    next_index: u32,
+    orders: std_mpsc::Receiver<Command>,
+    events: mpsc::Sender<MediaEvent>,
+    next_report: Instant,
+    next_stats: Instant,
+}
+
+impl Engine {
+    fn run(mut self) {
+        loop {
+            self.audio.wait(LONGEST_WAIT);
+            if !self.obey() {
+                break;
+            }
+            self.receive();
+            self.play();
+            self.speak();
+            self.tell();
+        }
+        let last = Box::new(self.stats());
+        if let Err(error) = self.audio.finish() {
+            tracing::warn!(%error, "the recording may be incomplete");
+        }
+        let _ = self.events.try_send(MediaEvent::Stopped(last));
+    }
+
+    /// False when it is time to end.
+    fn obey(&mut self) -> bool {
+        loop {
+            let command = match self.orders.try_recv() {
+                Ok(Command::Stop) | Err(std_mpsc::TryRecvError::Disconnected) => return false,
+                Err(std_mpsc::TryRecvError::Empty) => return true,
+                Ok(command) => command,
+            };
+            match command {
+                Command::Voice { peer, route, inbox } => self.add_voice(peer, route, inbox),
+                Command::Seal(key) => match &mut self.sealer {
+                    Some(sealer) => sealer.use_key(key),
+                    None => self.sealer = Some(Sealer::new(key)),
+                },
+                Command::Open { peer, key } => {
+                    if let Some(voice) = self.voice(&peer) {
+                        voice.opener.get_or_insert_with(Opener::new).install(Instant::now(), key);
+                    }
+                }
+                Command::Forget(peer) => {
+                    if let Some(at) = self.voices.iter().position(|voice| voice.peer == peer) {
+                        let voice = self.voices.swap_remove(at);
+                        self.sender.forget_peer(voice.index);
+                    }
+                }
+                Command::Clock { peer, offset } => {
+                    if let Some(voice) = self.voice(&peer) {
+                        voice.receiver.set_clock(offset);
+                    }
+                }
+                Command::Report { peer, report } => {
+                    if let Some(index) = self.voice(&peer).map(|voice| voice.index) {
+                        self.sender.handle_report(clock::now(), index, &report);
+                    }
+                }
+                Command::Path { peer, stats } => {
+                    if let Some(index) = self.voice(&peer).map(|voice| voice.index) {
+                        self.sender.handle_path(clock::now(), index, &stats);
+                    }
+                }
+                Command::Mute(muted) => self.sender.set_muted(muted),
+                Command::Stop => return false,
+            }
+        }
+    }
+
+    fn voice(&mut self, peer: &PeerId) -> Option<&mut Voice> {
+        self.voices.iter_mut().find(|voice| voice.peer == *peer)
+    }
+
+    fn add_voice(&mut self, peer: PeerId, route: Route, inbox: Inbox) {
+        let config = ReceiverConfig { channels: self.channels, ..ReceiverConfig::default() };
+        let receiver = match Receiver::new(config) {
+            Ok(receiver) => receiver,
+            Err(error) => {
+                tracing::error!(%peer, %error, "no decoder for this voice");
+                return;
+            }
+        };
+        self.voices.retain(|voice| voice.peer != peer);
+        let (index, traffic) = (self.next_index, Traffic::default());
+        self.next_index = self.next_index.wrapping_add(1);
+        self.voices.push(Voice {
+            peer,
+            index,
+            route,
+            inbox,
+            opener: None,
+            receiver,
+            heard: false,
+            sent: traffic,
+            received: traffic,
+        });
+    }
+
+    fn receive(&mut self) {
+        let now = Instant::now();
+        for voice in &mut self.voices {
+            let Some(opener) = &mut voice.opener else {
+                // The key is a few milliseconds behind the first frames; kept, they would pass for a delay.
+                while voice.inbox.pop().is_some() {}
+                continue;
+            };
+            for _ in 0..MAX_OPENED_PER_ROUND {
+                let Some(datagram) = voice.inbox.pop() else { break };
+                self.packet.clear();
+                match opener.open(now, &datagram.bytes, &mut self.packet) {
+                    Ok(_) => {
+                        voice.received.packets += 1;
+                        voice.received.bytes += datagram.bytes.len() as u64;
+                        if let Err(error) = voice.receiver.handle_packet(datagram.arrived, &self.packet) {
+                            tracing::debug!(peer = %voice.peer, %error, "packet not understood");
+                        }
+                    }
+                    Err(error) => tracing::trace!(peer = %voice.peer, %error, "datagram not opened"),
+                }
+            }
+        }
+    }
+
+    fn play(&mut self) {
+        loop {
+            let frames = self.audio.playback.space();
+            if frames == 0 {
+                return;
+            }
+            let len = frames * usize::from(self.channels);
+            let delay = self.audio.playback.delay();
+            let delay_us = u32::try_from(delay.as_micros()).unwrap_or(u32::MAX);
+            let now = clock::now();
+            self.mix_block.resize(len, 0.0);
+            self.voice_block.resize(len, 0.0);
+            for voice in &mut self.voices {
+                let played = voice.receiver.play_into(now, delay_us, &mut self.voice_block);
+                if played.first_audio && !voice.heard {
+                    voice.heard = true;
+                    self.audio.capture.start();
+                    let at_ns = self.audio.playback.heard_at_ns();
+                    let _ = self.events.try_send(MediaEvent::FirstAudio { peer: voice.peer, at_ns });
+                }
+                self.mixer.add(&self.voice_block);
+            }
+            self.mixer.mix_into(&mut self.mix_block);
+            self.audio.playback.write(&self.mix_block);
+        }
+    }
+
+    fn speak(&mut self) {
+        while let Some(block) = self.audio.capture.read() {
+            self.sender.handle_capture(block.pcm, Micros(block.captured_at_ns / 1000));
+            while let Some(encoded) = self.sender.poll_packet(clock::now(), &mut self.packet) {
+                let Some(sealer) = &mut self.sealer else { continue };
+                encoded.stamp_done(&mut self.packet, clock::now());
+                self.sealed.clear();
+                if let Err(error) = sealer.seal(&self.packet, &mut self.sealed) {
+                    tracing::error!(%error, "frame not sealed, so not sent");
+                    continue;
+                }
+                let datagram = Bytes::copy_from_slice(&self.sealed);
+                for voice in &mut self.voices {
+                    if voice.route.send(datagram.clone()).is_ok() {
+                        for traffic in [&mut voice.sent, &mut self.sent] {
+                            traffic.packets += 1;
+                            traffic.bytes += datagram.len() as u64;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        while let Ok(event) = self.audio.events.try_recv() {
+            let _ = self.events.try_send(MediaEvent::Audio(event));
+        }
+        let now = Instant::now();
+        if now >= self.next_report {
+            self.next_report = now + REPORT_EVERY;
+            for voice in self.voices.iter_mut().filter(|voice| voice.received.packets > 0) {
+                let report = voice.receiver.report(clock::now());
+                let _ = self.events.try_send(MediaEvent::Report { peer: voice.peer, report });
+            }
+        }
+        if now >= self.next_stats {
+            self.next_stats += STATS_EVERY;
+            let stats = Box::new(self.stats());
+            let _ = self.events.try_send(MediaEvent::Stats(stats));
+        }
+    }
+
+    fn stats(&mut self) -> MediaStats {
+        MediaStats {
+            policy: self.sender.policy().clone(),
+            sent: self.sent,
+            xruns: self.audio.capture.xruns() + self.audio.playback.xruns(),
+            voices: self
+                .voices
+                .iter_mut()
+                .map(|voice| VoiceStats {
+                    peer: voice.peer,
+                    receiver: voice.receiver.stats(),
+                    opened: voice.opener.as_ref().map(Opener::stats).unwrap_or_default(),
+                    dropped: voice.inbox.0.dropped.load(Ordering::Relaxed),
+                    sent: voice.sent,
+                    received: voice.received,
+                })
+                .collect(),
+        }
+    }
+}

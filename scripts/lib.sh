@@ -1,0 +1,61 @@
+# Sourced by the other scripts: goes to the repository's root and makes sure that what a build needs is there.
+# On Debian and its kin, as root or with sudo, missing packages are installed; elsewhere they are named.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# install_packages PACKAGE...
+install_packages() {
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || die "Missing: $*. Install them, or run this as root or with sudo."
+        as_root=(sudo)
+    fi
+    command -v apt-get >/dev/null || die "Missing: $* (Debian's names). Install them with your system's package manager."
+    say "Installing $* ..."
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+        || die "Could not install: $*."
+}
+
+# missing TEST PACKAGE...: adds the packages to $wanted where the test fails
+wanted=()
+unless() {
+    local test=$1
+    shift
+    eval "$test" >/dev/null 2>&1 || wanted+=("$@")
+}
+
+# ensure_build_needs: compiler, cmake (libopus), ALSA headers, cargo
+ensure_build_needs() {
+    wanted=()
+    unless 'command -v cc' gcc libc6-dev
+    unless 'command -v c++' g++
+    unless 'command -v make' make
+    unless 'command -v cmake' cmake
+    unless 'command -v pkg-config' pkg-config
+    unless 'pkg-config --exists alsa' libasound2-dev
+    [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+    command -v cargo >/dev/null || die "Missing: cargo. Install Rust 1.91 or newer from https://rustup.rs."
+}
+
+# ensure_test_needs: a sound server without a card, and network namespaces with NAT
+ensure_test_needs() {
+    ensure_build_needs
+    wanted=()
+    unless 'command -v pulseaudio' pulseaudio
+    unless 'command -v pactl' pulseaudio-utils
+    [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+}
+
+# ensure_demo_needs: recorded speech, and sox to put it together
+ensure_demo_needs() {
+    ensure_build_needs
+    wanted=()
+    unless '[ -f /usr/share/sounds/alsa/Front_Center.wav ]' alsa-utils
+    unless 'command -v sox' sox
+    [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+}

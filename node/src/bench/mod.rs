@@ -1,0 +1,26 @@
+//! Measuring: bad networks, test speech, and what a listener really heard.
+//!
+//! | file | question |
+//! | --- | --- |
+//! | `luck`, `link`, `pipe`, `profile` | what a bad network does to packets (arithmetic, any clock) |
+//! | `proxy` | the same between two real programs on this machine |
+//! | `speech` | what is said |
+//! | `spectrum`, `signal` | how late and how damaged it was heard |
+//! | `nodes`, `log` | whole programs as child processes, and what they say about themselves |
+//! | `lag`, `report`, `command` | `hallway bench lag` and `bench signal`, and their tables |
+
+mod command;
+pub mod lag;
+pub mod link;
+pub mod log;
+pub mod luck;
+pub mod nodes;
+pub mod pipe;
+pub mod profile;
+pub mod proxy;
+pub mod report;
+pub mod signal;
+pub mod spectrum;
+pub mod speech;
+
+pub use command::{BenchArgs, BenchCommand, SignalArgs, run};

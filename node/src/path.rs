@@ -168,6 +168,12 @@ impl Route {
     }
 }
 
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Route").field(&self.path().map(|path| path.remote())).finish()
+    }
+}
+
 /// All paths to one peer. One is in use; the others stay for a while, then go.
 #[derive(Default)]
 pub struct Paths {

@@ -120,9 +120,9 @@ fn ready(as_json: bool, me: &libp2p::PeerId, addresses: &[Multiaddr]) {
 fn tell(as_json: bool, event: &ServerEvent) {
     let at_ns = clock::now_ns();
     let (text, value) = match event {
-        ServerEvent::Registered { peer, ttl, of_peer } => (
+        ServerEvent::Registered { peer, ttl_s, of_peer } => (
             format!("registered {peer} ({of_peer} of this peer)"),
-            json!({ "event": "registered", "at_ns": at_ns, "peer_id": peer.to_string(), "ttl_s": ttl.as_secs(),
+            json!({ "event": "registered", "at_ns": at_ns, "peer_id": peer.to_string(), "ttl_s": ttl_s,
                     "of_peer": of_peer }),
         ),
         ServerEvent::Expired { peer, why } => (

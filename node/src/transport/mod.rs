@@ -37,7 +37,7 @@ use quinn::rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
 pub use addr::{ip_of, to_multiaddr, to_socket_addr};
-pub use config::{Config, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
+pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
 use listener::Listener;
 pub use muxer::{Muxer, Stream};

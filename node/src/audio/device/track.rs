@@ -68,7 +68,7 @@ impl Track {
     pub(crate) fn observe(&mut self, frames: u64, at_ns: u64) {
         let origin = *self.origin_ns.get_or_insert_with(|| {
             self.moved_at_ns = at_ns;
-            self.settled_at_ns = at_ns.saturating_add(2 * WINDOW_NS);
+            self.settled_at_ns = at_ns.saturating_add(3 * WINDOW_NS);
             at_ns
         });
         let seen = at_ns.saturating_sub(origin) as f64 - frames as f64 * self.ns_per_frame;

@@ -1,0 +1,225 @@
+//! The sound edge: microphones, loudspeakers, and what stands in for them, behind one clock and one pair of ends.
+//!
+//! 1. [`Audio::open`] opens both ends; real devices run callbacks of their own from then on.
+//! 2. The media thread calls [`Audio::wait`], then reads [`CaptureEnd`] until it is empty and writes [`PlaybackEnd`]
+//!    until it wants no more. Everything it sees is 48 kHz floating point in periods of one length.
+//! 3. [`Audio::finish`] closes a recording.
+//!
+//! **Time.** Captured sound carries the CLOCK_MONOTONIC time of its first sample, played sound can be asked when it is
+//! heard. Simulated cards (`file:`, `tone:`, `silence`, `null`) are exact by definition; see `card`. Devices are
+//! followed by the earliest of their callbacks; see `device/track`.
+//!
+//! **Threads.** Simulated cards have none: their clock is the media thread's own wait. A recording has a writer thread,
+//! a device end a keeper thread, and callbacks belong to the sound system. Callbacks make no system call, so nobody
+//! wakes the media thread: it sleeps until the next callback is foreseen.
+
+mod card;
+mod clock;
+mod convert;
+mod device;
+mod ends;
+mod error;
+mod event;
+mod source;
+mod spec;
+mod wav;
+
+pub use card::MAX_LATE_FRAMES;
+pub use clock::{RATE_HZ, monotonic_ns};
+pub use device::{DeviceInfo, list_devices};
+pub use ends::{Block, CaptureEnd, PlaybackEnd};
+pub use error::Error;
+pub use event::{AudioEvent, End, MAX_EVENTS};
+pub use spec::{InputSpec, InputStart, MAX_TONE_HZ, MIN_TONE_HZ, OutputSpec, SpecError};
+pub use wav::{LoadError, MAX_CLIP_SECONDS, MAX_RATE_HZ, MAX_RECORDING_BYTES, MIN_RATE_HZ};
+
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use card::{SimCapture, SimPlayback};
+use clock::sleep_until;
+use device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Shape, Wanted, keep};
+use event::Events;
+use source::Source;
+use wav::Recording;
+
+/// Shortest period, frames: 0.5 ms.
+pub const MIN_PERIOD: u32 = 24;
+/// Longest period, frames: 60 ms, the longest Opus frame of our streams.
+pub const MAX_PERIOD: u32 = 2_880;
+
+/// How sound enters and leaves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AudioConfig {
+    /// Where the voice comes from. Default: the system's microphone.
+    pub input: InputSpec,
+    /// Where the others go. Default: the system's loudspeaker.
+    pub output: OutputSpec,
+    /// 1 (default) or 2, for both ends.
+    pub channels: u16,
+    /// Frames handed over at once, [`MIN_PERIOD`] to [`MAX_PERIOD`]. Default 120 (2.5 ms). Twice the period costs one
+    /// period of delay at each end and saves half of the wake-ups.
+    pub period: u32,
+    /// When a `file:` input begins.
+    pub input_start: InputStart,
+}
+
+impl Default for AudioConfig {
+    fn default() -> Self {
+        Self {
+            input: InputSpec::default(),
+            output: OutputSpec::default(),
+            channels: 1,
+            period: 120,
+            input_start: InputStart::default(),
+        }
+    }
+}
+
+/// Both ends, open. Owned by the media thread; may be opened on another and moved there.
+#[derive(Debug)]
+pub struct Audio {
+    /// The capturing end.
+    pub capture: CaptureEnd,
+    /// The playing end.
+    pub playback: PlaybackEnd,
+    /// What happens, at most [`MAX_EVENTS`] unread.
+    pub events: Receiver<AudioEvent>,
+    sharp: bool,
+}
+
+impl Audio {
+    /// Opens both ends. Simulated ends share one clock, whose period 0 begins when this returns.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::hint`] says what to do. Nothing stays open and no file has been touched, except that a
+    /// recording is created last.
+    pub fn open(config: AudioConfig) -> Result<Self, Error> {
+        check(&config)?;
+        let (events, news) = Events::new();
+        let shape = Shape { period: config.period, channels: config.channels };
+        let source = match &config.input {
+            InputSpec::Silence => Some(Source::Silence),
+            InputSpec::Tone(hz) => Some(Source::tone(*hz)),
+            InputSpec::File(path) => {
+                let pcm = wav::load(path, config.channels)
+                    .map_err(|source| Error::Input { path: path.clone(), source })?;
+                Some(Source::clip(pcm, config.input_start == InputStart::FirstPeer))
+            }
+            InputSpec::Default | InputSpec::Device(_) => None,
+        };
+        let microphone = match &config.input {
+            InputSpec::Default => Some(keep::<Microphone>(Wanted::Default, shape, events.clone())?),
+            InputSpec::Device(name) => {
+                Some(keep::<Microphone>(Wanted::Named(name.clone()), shape, events.clone())?)
+            }
+            _ => None,
+        };
+        let loudspeaker = match &config.output {
+            OutputSpec::Default => Some(keep::<Loudspeaker>(Wanted::Default, shape, events.clone())?),
+            OutputSpec::Device(name) => {
+                Some(keep::<Loudspeaker>(Wanted::Named(name.clone()), shape, events.clone())?)
+            }
+            OutputSpec::File(_) | OutputSpec::Null => None,
+        };
+        let recording = match &config.output {
+            OutputSpec::File(path) => Some(
+                Recording::create(path, config.channels, events.clone())
+                    .map_err(|source| Error::Output { path: path.clone(), source })?,
+            ),
+            _ => None,
+        };
+        let t0_ns = monotonic_ns();
+        let capture = match microphone {
+            Some((keeper, arriving)) => {
+                CaptureEnd::device(DeviceCapture::new(arriving, shape, events.clone()), keeper)
+            }
+            None => {
+                let source = source.unwrap_or(Source::Silence);
+                CaptureEnd::simulated(SimCapture::new(
+                    source,
+                    t0_ns,
+                    config.period,
+                    config.channels,
+                    events.clone(),
+                ))
+            }
+        };
+        let playback = match loudspeaker {
+            Some((keeper, arriving)) => {
+                PlaybackEnd::device(DevicePlayback::new(arriving, shape, events), keeper)
+            }
+            None => PlaybackEnd::simulated(SimPlayback::new(
+                recording,
+                t0_ns,
+                config.period,
+                config.channels,
+                events,
+            )),
+        };
+        Ok(Self { capture, playback, events: news, sharp: false })
+    }
+
+    /// Sleeps until capture has a period, playback wants one, or `max` has passed.
+    pub fn wait(&mut self, max: Duration) {
+        if !self.sharp {
+            // The kernel lets timers slip by 50 µs to save power; a fiftieth of a period is better spent on the call.
+            let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
+            self.sharp = true;
+        }
+        let mut now_ns = monotonic_ns();
+        let deadline_ns = now_ns.saturating_add(u64::try_from(max.as_nanos()).unwrap_or(u64::MAX));
+        while now_ns < deadline_ns {
+            let next_ns = self.capture.ready_at_ns(now_ns).min(self.playback.ready_at_ns(now_ns));
+            if next_ns <= now_ns {
+                return;
+            }
+            sleep_until(next_ns.min(deadline_ns));
+            now_ns = monotonic_ns();
+        }
+    }
+
+    /// Closes both ends and completes a recording. Dropping does the same and says nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unfinished`] if the disk did not take the last of a recording within a second.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.playback.finish()
+    }
+}
+
+fn check(config: &AudioConfig) -> Result<(), Error> {
+    if !(MIN_PERIOD..=MAX_PERIOD).contains(&config.period) {
+        let allowed = format!("{MIN_PERIOD} to {MAX_PERIOD} frames");
+        return Err(Error::Range { what: "a sound period", value: config.period, allowed });
+    }
+    if !(1..=2).contains(&config.channels) {
+        return Err(Error::Range {
+            what: "a channel count",
+            value: config.channels.into(),
+            allowed: "1 or 2".into(),
+        });
+    }
+    if let InputSpec::Tone(hz) = config.input
+        && !(MIN_TONE_HZ..=MAX_TONE_HZ).contains(&hz)
+    {
+        return Err(SpecError::Tone { text: config.input.to_string() }.into());
+    }
+    if let (InputSpec::File(input), OutputSpec::File(output)) = (&config.input, &config.output)
+        && same_file(input, output)
+    {
+        return Err(Error::SameFile { path: output.clone() });
+    }
+    Ok(())
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+#[cfg(test)]
+mod allocations;
+#[cfg(test)]
+mod tests;

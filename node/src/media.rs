@@ -348,8 +348,8 @@ impl Engine {
             match command {
                 Command::Voice { peer, route, inbox } => self.add_voice(peer, route, inbox),
                 Command::Seal(key) => match &mut self.sealer {
-                    Some(sealer) => sealer.use_key(key),
-                    None => self.sealer = Some(Sealer::new(key)),
+                    Some(sealer) => sealer.use_key(&key),
+                    None => self.sealer = Some(Sealer::new(&key)),
                 },
                 Command::Open { peer, key } => {
                     if let Some(voice) = self.voice(&peer) {

@@ -118,38 +118,23 @@ fn ready(as_json: bool, me: &libp2p::PeerId, addresses: &[Multiaddr]) {
 }
 
 fn tell(as_json: bool, event: &ServerEvent) {
-    let at_ns = clock::now_ns();
-    let (text, value) = match event {
-        ServerEvent::Registered { peer, ttl_s, of_peer } => (
-            format!("registered {peer} ({of_peer} of this peer)"),
-            json!({ "event": "registered", "at_ns": at_ns, "peer_id": peer.to_string(), "ttl_s": ttl_s,
-                    "of_peer": of_peer }),
-        ),
-        ServerEvent::Expired { peer, why } => (
-            format!("expired {peer} ({why})"),
-            json!({ "event": "expired", "at_ns": at_ns, "peer_id": peer.to_string(), "why": why.to_string() }),
-        ),
-        ServerEvent::Refused { peer, why } => (
-            format!("refused {}: {why}", peer.map_or("somebody".to_owned(), |p| p.to_string())),
-            json!({ "event": "refused", "at_ns": at_ns, "peer_id": peer.map(|p| p.to_string()),
-                    "why": why.to_string() }),
-        ),
-        ServerEvent::Stats(stats) => {
-            if !as_json {
-                return;
-            }
-            let mut value = json!(stats);
-            if let Some(object) = value.as_object_mut() {
-                object.insert("event".into(), "stats".into());
-                object.insert("at_ns".into(), at_ns.into());
-            }
-            (String::new(), value)
-        }
-    };
     if as_json {
+        let mut value = json!(event);
+        if let Some(object) = value.as_object_mut() {
+            object.insert("at_ns".into(), clock::now_ns().into());
+        }
         line(format_args!("{value}"));
-    } else {
-        line(format_args!("{text}"));
+        return;
+    }
+    match event {
+        ServerEvent::Registered { peer, of_peer, .. } => {
+            line(format_args!("registered {peer} ({of_peer} of this peer)"));
+        }
+        ServerEvent::Expired { peer, left } => {
+            line(format_args!("{} {peer}", if *left { "left" } else { "expired" }));
+        }
+        ServerEvent::Refused { peer, why } => line(format_args!("refused {peer}: {why:?}")),
+        ServerEvent::Stats(_) => {}
     }
 }
 

@@ -382,7 +382,7 @@ impl Node {
             }
             ClientEvent::RegisterRefused { why } => self.warn(
                 "registration_refused",
-                format!("the rendezvous server at {addr} does not list this node: {why}."),
+                format!("the rendezvous server at {addr} does not list this node: {}.", why.in_words()),
                 "Others can still be found; try another server with --at.",
             ),
             ClientEvent::Peer { peer, addresses, via } => {
@@ -653,10 +653,6 @@ impl Node {
                 format!("{who} runs a hallway that speaks another protocol"),
                 "Use the same version on both sides.",
             ),
-            Refusal::Busy => {
-                tracing::debug!(%who, "busy, will try again");
-                return;
-            }
         };
         self.forget(id);
         if reason == Refusal::WrongSecret {
@@ -896,8 +892,10 @@ impl Node {
                 peer.counted = Some((path.id(), sent, received));
             }
             let path_stats = path.as_ref().map(|path| path.stats());
-            peer.received = voice.received;
             let r = &voice.receiver;
+            if let Some(stages) = r.mouth_to_ear_stages_ms {
+                peer.stages.add(&stages);
+            }
             let number = |value: Option<f32>| value.map(f64::from);
             let event = PeerStats {
                 peer_id: voice.peer,
@@ -905,7 +903,7 @@ impl Node {
                 path: path.as_ref().map(|path| path.kind()),
                 remote: path.as_ref().map(|path| path.remote()),
                 rtt_ms: path.as_ref().map(|path| ms(path.rtt())),
-                one_way_ms: r.stages.map(|stages| f64::from(stages.network)),
+                one_way_ms: r.mouth_to_ear_stages_ms.map(|stages| f64::from(stages.network)),
                 clock_error_ms: peer.clock.min_rtt_us().map(|us| us as f64 / 2000.0),
                 jitter_ms: number(r.jitter_ms),
                 loss_pct: number(r.loss_pct),
@@ -915,12 +913,12 @@ impl Node {
                 target_delay_ms: number(r.target_delay_ms),
                 buffer_ms: number(r.buffer_ms),
                 mouth_to_ear_ms: number(r.mouth_to_ear_ms),
-                mouth_to_ear_stages_ms: r.stages,
+                mouth_to_ear_stages_ms: r.mouth_to_ear_stages_ms,
                 drift_ppm: number(r.drift_ppm),
                 send_kbps,
                 recv_kbps,
                 frame_ms: number(r.frame_ms),
-                level_dbov: number(r.level_dbov),
+                level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
                 policy: stats.policy.clone(),
                 rejected: voice.opened.rejected(),
             };
@@ -951,11 +949,11 @@ impl Node {
         self.summaries.push(PeerSummary {
             peer_id: id,
             name,
-            mouth_to_ear_ms: r.mouth_to_ear_percentiles.map(percentiles),
-            mouth_to_ear_stages_ms: r.stages_mean,
+            mouth_to_ear_ms: r.total_mouth_to_ear_ms.map(percentiles),
+            mouth_to_ear_stages_ms: peer.stages.mean(),
             first_audio_ms: peer.first_audio_ms,
-            loss_pct: percent(totals.lost, totals.expected),
-            recovered_pct: percent(totals.recovered, totals.expected),
+            loss_pct: percent(totals.lost, totals.packets + totals.lost),
+            recovered_pct: percent(totals.recovered_samples, totals.played_samples),
             concealed_pct: percent(totals.concealed_samples, totals.played_samples),
             packets_received: voice.received.packets,
             bytes_received: voice.received.bytes,
@@ -1068,7 +1066,7 @@ async fn read(peer: PeerId, connection: quinn::Connection, inbox: media::Inbox, 
     let (mut second, mut taken) = (Instant::now(), 0u32);
     while let Ok(bytes) = connection.read_datagram().await {
         let arrived = clock::now();
-        if bytes.first() == Some(&session::keys::MEDIA_KIND) {
+        if bytes.first() == Some(&session::keys::MEDIA) {
             inbox.push(Datagram { arrived, bytes });
             continue;
         }

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use hallway_codec::Stages;
 use libp2p::{Multiaddr, PeerId};
 
 use crate::{
     clock::OffsetFilter,
     events::PeerState,
-    media::{Inbox, Traffic},
+    media::Inbox,
     path::Paths,
     session::Session,
 };
@@ -43,7 +44,7 @@ pub struct Peer {
     /// UDP bytes of the path at the last figures: sent, received, and of which path.
     pub counted: Option<(usize, u64, u64)>,
     pub first_audio_ms: Option<f64>,
-    pub received: Traffic,
+    pub stages: MeanStages,
     pub spare_since: Option<Instant>,
 }
 
@@ -65,7 +66,7 @@ impl Peer {
             pings: 0,
             counted: None,
             first_audio_ms: None,
-            received: Traffic::default(),
+            stages: MeanStages::default(),
             spare_since: None,
         }
     }
@@ -112,6 +113,38 @@ impl Peer {
         let ping = self.session.is_established().then_some(self.next_ping);
         [self.session.poll_timeout(), self.next_dial, ping].into_iter().flatten().min()
     }
+}
+
+/// The mean of each stage over a call, from the means of its seconds.
+#[derive(Default)]
+pub struct MeanStages {
+    sum: Stages,
+    seconds: u32,
+}
+
+impl MeanStages {
+    /// Takes in one second.
+    pub fn add(&mut self, second: &Stages) {
+        self.seconds = self.seconds.saturating_add(1);
+        each(&mut self.sum, second, |sum, value| sum + value);
+    }
+
+    /// `None` before the first second.
+    pub fn mean(&self) -> Option<Stages> {
+        let mut mean = self.sum;
+        each(&mut mean, &self.sum, |_, sum| sum / self.seconds as f32);
+        (self.seconds > 0).then_some(mean)
+    }
+}
+
+fn each(into: &mut Stages, from: &Stages, f: impl Fn(f32, f32) -> f32) {
+    into.capture = f(into.capture, from.capture);
+    into.encode = f(into.encode, from.encode);
+    into.send = f(into.send, from.send);
+    into.network = f(into.network, from.network);
+    into.jitter_buffer = f(into.jitter_buffer, from.jitter_buffer);
+    into.decode = f(into.decode, from.decode);
+    into.playback = f(into.playback, from.playback);
 }
 
 /// Which side dials first when both learn of each other at once; the other waits a little and then dials too.

@@ -142,15 +142,10 @@ impl ServerLinks {
         namespace: &str,
     ) -> Result<(Client, tokio::sync::mpsc::Receiver<ClientEvent>), ClientError> {
         let addr = &self.servers[server].addr;
-        let config = ClientConfig {
-            server: Target::from_multiaddr(addr),
-            keypair: self.keypair.clone(),
-            namespace: namespace.to_owned(),
-            door: [0; 16],
-            ttl: REGISTRATION_TTL,
-            addresses: self.addresses_for(server),
-            seed: rand::random(),
-        };
+        let target = Target::from_multiaddr(addr);
+        let mut config = ClientConfig::new(target, self.keypair.clone(), namespace.to_owned(), [0; 16]);
+        config.ttl = REGISTRATION_TTL;
+        config.addresses = self.addresses_for(server);
         Client::spawn(config, self.opener.clone())
     }
 

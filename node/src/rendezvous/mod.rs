@@ -20,6 +20,7 @@ pub mod streams;
 pub mod watchers;
 pub mod wire;
 
-pub use client::{Client, ClientConfig, ClientEvent};
+pub use client::{Client, ClientConfig, ClientError, ClientEvent, Via};
+pub use policy::{DialBudget, Scope, scope_of};
 pub use server::{Server, ServerConfig, ServerEvent};
 pub use streams::{Behaviour, Incoming, Opener, Target};

@@ -70,7 +70,7 @@ impl Default for ServerConfig {
 
 /// What the operator may want to see. Holds no namespaces and no addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum ServerEvent {
     /// A registration was kept or renewed.
     Registered {

@@ -241,6 +241,13 @@ pub struct OpenStats {
     pub forged: u64,
 }
 
+impl OpenStats {
+    /// Datagrams that were not played.
+    pub fn rejected(&self) -> u64 {
+        self.malformed.saturating_add(self.unknown_key).saturating_add(self.replayed).saturating_add(self.forged)
+    }
+}
+
 /// One sender's datagrams in, packets out, each at most once. Lives on the media thread; allocates only when a key is
 /// installed or a ratchet step followed.
 #[derive(Default)]

@@ -39,7 +39,7 @@ pub(crate) enum Wanted {
 }
 
 /// One line of `hallway devices`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct DeviceInfo {
     /// Sound system: `pulseaudio`, `alsa`.
     pub host: String,

@@ -25,8 +25,12 @@ pub const MAX_UNRELIABLE: usize = 1000;
 pub const MAX_UNRELIABLE_QUEUE: usize = 32;
 /// Silence on our side after which a ping goes out.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// Silence of the peer after which the session is lost. Six pings and their answers: at 30 % loss that happens to a
-/// living peer less than once in 10^6 sessions, and a killed one is noticed within 15 s.
+/// Silence of the peer after which pings come every [`URGENT_PING`].
+pub const URGENT_AFTER: Duration = Duration::from_secs(4);
+/// Interval of pings while the peer is silent: 26 before it counts as lost, so that 30 % loss each way takes a living
+/// peer for lost once in some 10^8 pings, and a killed one is noticed within 15 s.
+pub const URGENT_PING: Duration = Duration::from_millis(300);
+/// Silence of the peer after which the session is lost.
 pub const LOST_AFTER: Duration = Duration::from_secs(12);
 const MAX_PLAIN: usize = MAX_DATAGRAM - cipher::HEADER - cipher::TAG;
 const FRAGMENT_HEADER: usize = 8;
@@ -179,7 +183,7 @@ impl Channel {
 
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Vec<u8>> {
         self.sender.handle_timeout(now, &self.rtt);
-        self.ping_due |= now.saturating_duration_since(self.last_sent) >= KEEP_ALIVE;
+        self.ping_due |= self.ping_at().is_none_or(|at| at <= now);
         let mut plain = Vec::with_capacity(MAX_PLAIN);
         if std::mem::take(&mut self.ack_due) {
             let ack = self.receiver.ack();
@@ -225,10 +229,16 @@ impl Channel {
         self.sealing.seal(now, &plain)
     }
 
+    fn ping_at(&self) -> Option<Instant> {
+        let usual = self.last_sent.checked_add(KEEP_ALIVE)?;
+        let urgent = self.last_heard.checked_add(URGENT_AFTER)?.max(self.last_sent.checked_add(URGENT_PING)?);
+        Some(usual.min(urgent))
+    }
+
     /// When the next ping, retransmission or loss is due, if nothing else happens.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let at_once = self.ack_due || self.ping_due || self.pong_due.is_some() || !self.unreliable.is_empty();
-        let ping = self.last_sent.checked_add(KEEP_ALIVE);
+        let ping = self.ping_at();
         let lost = self.last_heard.checked_add(LOST_AFTER);
         let now_if = at_once.then_some(now);
         [now_if, ping, lost, self.sender.timeout(now, &self.rtt)].into_iter().flatten().min()

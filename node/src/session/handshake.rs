@@ -13,8 +13,10 @@
 //! third message whether the initiator knows it, and only then.
 //!
 //! A phase is a type: [`Hello`] (1 sent), [`Answer`] (2 sent), [`Proof`] (3 sent). A step consumes it or, where the
-//! bytes were not authentic, gives it back unharmed (`snow` restores its state on a failed read).
+//! bytes were not authentic, gives it back unharmed. `snow` 0.10 promises that too, but on a failed read restores the
+//! hash state and not the cipher, which a half-readable third message has moved on; so [`Answer`] rebuilds itself.
 
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use libp2p_identity::{Keypair, PeerId, PublicKey};
 use snow::{Builder, HandshakeState};
 use std::sync::Arc;
@@ -202,6 +204,11 @@ pub struct Proof {
 /// We were called and answered: waiting for the proof.
 pub struct Answer {
     noise: Box<HandshakeState>,
+    local: Local,
+    peer: PeerId,
+    hello: Vec<u8>,
+    /// Our ephemeral key, kept to rebuild `noise`: the same key over the same transcript, never any other.
+    ephemeral: Zeroizing<[u8; 32]>,
     pub id: u64,
     pub datagram: Vec<u8>,
 }
@@ -209,21 +216,42 @@ pub struct Answer {
 impl Answer {
     /// `None` where the first message is no Noise message of our room and peers.
     pub fn new(local: &Local, peer: &PeerId, id: u64, message: &[u8]) -> Option<Self> {
-        let mut noise = local.builder(peer, &local.0.peer, |builder| builder.build_responder()).ok()?;
-        read(&mut noise, message)?;
+        let mut ephemeral = Zeroizing::new([0u8; 32]);
+        SystemRandom::new().fill(ephemeral.as_mut_slice()).ok()?;
+        let (noise, answer) = Self::build(local, peer, message, &ephemeral)?;
         let mut datagram = framed(2, id);
-        write(&mut noise, &local.0.proof, &mut datagram).ok()?;
-        Some(Self { noise: Box::new(noise), id, datagram })
+        datagram.extend_from_slice(&answer);
+        let (local, peer, hello) = (local.clone(), *peer, message.to_vec());
+        Some(Self { noise, local, peer, hello, ephemeral, id, datagram })
+    }
+
+    fn build(
+        local: &Local,
+        peer: &PeerId,
+        hello: &[u8],
+        ephemeral: &Zeroizing<[u8; 32]>,
+    ) -> Option<(Box<HandshakeState>, Vec<u8>)> {
+        let fixed = |builder: Builder<'_>| {
+            builder.fixed_ephemeral_key_for_testing_only(ephemeral.as_slice()).build_responder()
+        };
+        let mut noise = local.builder(peer, &local.0.peer, fixed).ok()?;
+        read(&mut noise, hello)?;
+        let mut answer = Vec::new();
+        write(&mut noise, &local.0.proof, &mut answer).ok()?;
+        Some((Box::new(noise), answer))
     }
 
     /// Takes the third message.
-    pub fn handle_proof(mut self, noise: &[u8], peer: &PeerId) -> Step<Keys, Self> {
+    pub fn handle_proof(mut self, noise: &[u8]) -> Step<Keys, Self> {
         let Some(payload) = read(&mut self.noise, noise) else {
             // The static key in front of the psk was readable: an honest handshake up to there.
             let proven = self.noise.get_remote_static().is_some();
+            if let Some((fresh, _)) = Self::build(&self.local, &self.peer, &self.hello, &self.ephemeral) {
+                self.noise = fresh;
+            }
             return Step::Again { this: self, proven };
         };
-        if is_proof_of(peer, &payload, self.noise.get_remote_static()) {
+        if is_proof_of(&self.peer, &payload, self.noise.get_remote_static()) {
             Step::Done(keys(&mut self.noise))
         } else {
             Step::Refuse(Refusal::Identity)

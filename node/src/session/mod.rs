@@ -5,7 +5,8 @@
 //! Media does not pass here; its keys do ([`keys`]).
 //!
 //! Rules: bytes that do not authenticate change nothing. A refusal is not authenticated, so it may end a handshake in
-//! progress and never an established session. A peer that restarted shakes hands anew while the old session stands;
+//! progress, said twice with the same reason (the first makes us send again, for a bit may have flipped on the way),
+//! and never an established session. A peer that restarted shakes hands anew while the old session stands;
 //! the old one goes when the new one is proven.
 
 #![cfg_attr(
@@ -46,8 +47,6 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const MAX_CALLS: u32 = 8;
 /// How often a peer that used up [`MAX_CALLS`] may call again.
 pub const CALL_EVERY: Duration = Duration::from_secs(1);
-/// Refusals of one handshake that are believed: the first makes us send again, for a bit may have flipped on the way.
-pub const REFUSALS_BELIEVED: u32 = 2;
 /// Least time between answers to repeated handshake messages.
 const ANSWER_EVERY: Duration = Duration::from_millis(20);
 
@@ -167,6 +166,8 @@ pub struct Session {
     answering: Option<Attempt<Answer>>,
     /// The last handshake that we answered to the end: its repeated proof asks us to speak up.
     answered: Option<u64>,
+    /// The last handshake that we turned down, and why: said again whenever it is continued.
+    turned_down: Option<(u64, u8)>,
     /// `connect` was called and has had neither success nor an answer yet.
     wanted: bool,
     rtt_hint: Option<Duration>,
@@ -190,13 +191,12 @@ struct Attempt<Phase> {
     retry: Retry,
 }
 
-#[derive(Clone, Copy)]
 struct Retry {
     at: Instant,
     wait: Duration,
     until: Instant,
-    refusals: u32,
-    proofs_failed: u32,
+    refusal: Option<u8>,
+    failed_proof: Option<Vec<u8>>,
 }
 
 impl Session {
@@ -209,6 +209,7 @@ impl Session {
             calling: None,
             answering: None,
             answered: None,
+            turned_down: None,
             wanted: false,
             rtt_hint: None,
             calls: Bucket { tokens: MAX_CALLS, filled: now },
@@ -403,7 +404,7 @@ impl Session {
 
     fn handle_proof(&mut self, now: Instant, id: u64, noise: &[u8]) {
         match self.answering.take() {
-            Some(Attempt { phase, mut retry }) if phase.id == id => match phase.handle_proof(noise, &self.peer) {
+            Some(Attempt { phase, mut retry }) if phase.id == id => match phase.handle_proof(noise) {
                 Step::Done(keys) => {
                     let mut channel = Channel::new(&keys, self.first_rtt(), now);
                     channel.speak_up();
@@ -413,25 +414,26 @@ impl Session {
                 }
                 Step::Again { this, proven } => {
                     self.reject();
-                    retry.proofs_failed = retry.proofs_failed.saturating_add(u32::from(proven));
-                    if proven {
-                        self.outgoing.push_back(handshake::refusal(id, Refusal::WrongSecret.code()));
+                    // The same bytes twice were meant so; a bit that flipped on the way is not repeated.
+                    if proven && retry.failed_proof.as_deref() == Some(noise) {
+                        return self.turn_down(id, Refusal::WrongSecret);
                     }
-                    if retry.proofs_failed >= REFUSALS_BELIEVED {
-                        self.refused(Refusal::WrongSecret, Side::Us);
-                    } else {
-                        self.answering = Some(Attempt { phase: this, retry });
+                    retry.failed_proof = proven.then(|| noise.to_vec());
+                    if retry.hurry(now) {
+                        self.outgoing.push_back(this.datagram.clone());
                     }
+                    self.answering = Some(Attempt { phase: this, retry });
                 }
-                Step::Refuse(reason) => {
-                    self.outgoing.push_back(handshake::refusal(id, reason.code()));
-                    self.refused(reason, Side::Us);
-                }
+                Step::Refuse(reason) => self.turn_down(id, reason),
             },
             other => {
                 self.answering = other;
-                // The peer has not heard us under the new keys yet.
-                if self.answered == Some(id) && self.may_answer(now) {
+                if let Some((_, reason)) = self.turned_down.filter(|(turned_down, _)| *turned_down == id) {
+                    if self.may_answer(now) {
+                        self.outgoing.push_back(handshake::refusal(id, reason));
+                    }
+                } else if self.answered == Some(id) && self.may_answer(now) {
+                    // The peer has not heard us under the new keys yet.
                     if let Some(channel) = &mut self.channel {
                         channel.speak_up();
                     }
@@ -449,8 +451,7 @@ impl Session {
         if ours != id {
             return;
         }
-        retry.refusals = retry.refusals.saturating_add(1);
-        if retry.refusals < REFUSALS_BELIEVED {
+        if retry.refusal.replace(reason) != Some(reason) {
             self.outgoing.push_back(datagram.clone());
             retry.delay(now);
             return;
@@ -518,6 +519,12 @@ impl Session {
         self.events.push_back(Event::Refused { reason, by });
     }
 
+    fn turn_down(&mut self, id: u64, reason: Refusal) {
+        self.turned_down = Some((id, reason.code()));
+        self.outgoing.push_back(handshake::refusal(id, reason.code()));
+        self.refused(reason, Side::Us);
+    }
+
     fn reject(&mut self) {
         self.stats.rejected = self.stats.rejected.saturating_add(1);
     }
@@ -561,7 +568,7 @@ impl Session {
         let hint = self.rtt_hint.map_or(FIRST_RETRY, |rtt| rtt.saturating_mul(2));
         let wait = hint.clamp(FIRST_RETRY, MAX_RETRY);
         let after = |wait| now.checked_add(wait).unwrap_or(now);
-        Retry { at: after(wait), wait, until: after(HANDSHAKE_TIMEOUT), refusals: 0, proofs_failed: 0 }
+        Retry { at: after(wait), wait, until: after(HANDSHAKE_TIMEOUT), refusal: None, failed_proof: None }
     }
 
     fn first_rtt(&self) -> arq::Rtt {

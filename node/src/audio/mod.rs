@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use card::{SimCapture, SimPlayback};
 use clock::sleep_until;
-use device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Shape, Wanted, keep};
+use device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, Wanted, keep};
 use event::Events;
 use source::Source;
 use wav::Recording;
@@ -111,19 +111,22 @@ impl Audio {
             InputSpec::Default | InputSpec::Device(_) => None,
         };
         let microphone = match &config.input {
-            InputSpec::Default => Some(keep::<Microphone>(Wanted::Default, shape, events.clone())?),
-            InputSpec::Device(name) => {
-                Some(keep::<Microphone>(Wanted::Named(name.clone()), shape, events.clone())?)
-            }
+            InputSpec::Default => Some(Wanted::Default),
+            InputSpec::Device(name) => Some(Wanted::Named(name.clone())),
             _ => None,
         };
         let loudspeaker = match &config.output {
-            OutputSpec::Default => Some(keep::<Loudspeaker>(Wanted::Default, shape, events.clone())?),
-            OutputSpec::Device(name) => {
-                Some(keep::<Loudspeaker>(Wanted::Named(name.clone()), shape, events.clone())?)
-            }
+            OutputSpec::Default => Some(Wanted::Default),
+            OutputSpec::Device(name) => Some(Wanted::Named(name.clone())),
             OutputSpec::File(_) | OutputSpec::Null => None,
         };
+        // Both at once: a sound server may take its time for each.
+        let microphone =
+            microphone.map(|wanted| keep::<Microphone>(wanted, shape, events.clone())).transpose()?;
+        let loudspeaker =
+            loudspeaker.map(|wanted| keep::<Loudspeaker>(wanted, shape, events.clone())).transpose()?;
+        let microphone = microphone.map(Opening::wait).transpose()?;
+        let loudspeaker = loudspeaker.map(Opening::wait).transpose()?;
         let recording = match &config.output {
             OutputSpec::File(path) => Some(
                 Recording::create(path, config.channels, events.clone())

@@ -127,11 +127,12 @@ impl LiveCapture {
     }
 
     fn ready_at_ns(&mut self, now_ns: u64) -> u64 {
-        if self.waiting() >= self.needed() {
+        self.listen();
+        // Asked once: the callback may add to it at any moment.
+        let short = self.needed().saturating_sub(self.waiting()) as u64;
+        if short == 0 {
             return now_ns;
         }
-        self.listen();
-        let short = (self.needed() - self.waiting()) as u64;
         let count = u64::from(self.last.count.max(1));
         let callbacks = short.div_ceil(count);
         let foreseen = self.track.time_of(self.last.frames + callbacks * count) + self.guard_ns;
@@ -179,6 +180,8 @@ impl LiveCapture {
 #[derive(Debug)]
 pub(crate) struct DeviceCapture {
     live: Option<LiveCapture>,
+    /// Open, before its first sound.
+    starting: Option<LiveCapture>,
     arriving: Receiver<LiveCapture>,
     /// Runs while the device does not.
     idle: SimCapture,
@@ -191,7 +194,16 @@ pub(crate) struct DeviceCapture {
 impl DeviceCapture {
     pub(crate) fn new(arriving: Receiver<LiveCapture>, shape: Shape, events: Events) -> Self {
         let idle = idle(shape, &events);
-        Self { live: None, arriving, idle, shape, started: false, xruns: Xruns::new(End::Input), events }
+        Self {
+            live: None,
+            starting: None,
+            arriving,
+            idle,
+            shape,
+            started: false,
+            xruns: Xruns::new(End::Input),
+            events,
+        }
     }
 
     pub(crate) fn ready_at_ns(&mut self, now_ns: u64) -> u64 {
@@ -220,7 +232,11 @@ impl DeviceCapture {
     /// Takes a device that has arrived; lets one go that has left, when all it gave is used.
     fn renew(&mut self) {
         if let Ok(live) = self.arriving.try_recv() {
-            self.live = Some(live);
+            self.starting = Some(live);
+        }
+        // A device may take seconds from open to its first sound: silence goes on until then.
+        if self.starting.as_ref().is_some_and(|live| live.waiting() > 0) {
+            self.live = self.starting.take();
         }
         if self.live.as_ref().is_some_and(|live| live.gone() && live.waiting() < live.needed()) {
             self.live = None;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use cpal::traits::{DeviceTrait, HostTrait, StreamTrait};
+use cpal::traits::{DeviceTrait, HostTrait};
 use cpal::{BufferSize, ErrorKind, HostId, I24, SampleFormat, StreamConfig, SupportedBufferSize};
 
 use super::super::clock::{RATE_HZ, monotonic_ns};
@@ -75,6 +75,9 @@ pub fn list_devices() -> Vec<DeviceInfo> {
             let (input, output) = (called(host.default_input_device()), called(host.default_output_device()));
             for device in host.devices().into_iter().flatten() {
                 let Ok(id) = device.id() else { continue };
+                if noisy(&id) {
+                    continue;
+                }
                 let mut info = describe(&device, &id);
                 // The first system that answers is the one whose default we take.
                 info.default_input = !defaults.0 && info.input && input.as_ref() == Some(&id);
@@ -103,6 +106,21 @@ fn describe(device: &cpal::Device, id: &cpal::DeviceId) -> DeviceInfo {
         rate_hz: usual.map(|c| c.sample_rate()),
         channels: usual.map(|c| c.channels()),
     }
+}
+
+fn may(device: &cpal::Device, end: End) -> bool {
+    use cpal::DeviceDirection::{Duplex, Input, Output, Unknown};
+    let direction = device.description().map_or(Unknown, |d| d.direction());
+    match end {
+        End::Input => matches!(direction, Input | Duplex | Unknown),
+        End::Output => matches!(direction, Output | Duplex | Unknown),
+    }
+}
+
+/// ALSA's way to JACK: asked what it can do, it scolds on standard error when no JACK server runs, past every handler.
+/// It is left out of lists and still opens by its name.
+fn noisy(id: &cpal::DeviceId) -> bool {
+    id.host() == HostId::Alsa && id.id() == "jack"
 }
 
 fn name_of(device: &cpal::Device) -> String {
@@ -169,18 +187,16 @@ pub(crate) fn candidates(
             Wanted::Named(name) => {
                 for device in host.devices().into_iter().flatten() {
                     let Ok(device_id) = device.id() else { continue };
-                    let fits = match end {
-                        End::Input => device.supports_input(),
-                        End::Output => device.supports_output(),
-                    };
-                    if !fits {
+                    let names = [device_id.to_string(), device_id.id().to_owned(), name_of(&device)];
+                    // What a device says of itself costs nothing; asking whether it really can opens it.
+                    if !may(&device, end) {
                         continue;
                     }
-                    let names = [device_id.to_string(), device_id.id().to_owned(), name_of(&device)];
                     if names.iter().any(|n| n.eq_ignore_ascii_case(name)) {
                         found.devices.push((device, device_id.to_string(), *id));
+                    } else if !noisy(&device_id) {
+                        known.extend(names.into_iter().next());
                     }
-                    known.push(names.into_iter().next().unwrap_or_default());
                 }
             }
         }
@@ -203,7 +219,7 @@ pub(crate) fn converter(
     make().map(Some).map_err(|e| cpal::Error::with_message(ErrorKind::UnsupportedConfig, e.to_string()))
 }
 
-/// Opens and starts a capture stream with the smallest buffer that the device takes.
+/// Opens a capture stream with the smallest buffer that the device takes.
 pub(crate) fn build_input<L>(
     device: &cpal::Device,
     shape: Shape,
@@ -243,12 +259,11 @@ pub(crate) fn build_input<L>(
             on_error(notes.clone()),
             Some(BUILD_TIMEOUT),
         )?;
-        stream.play()?;
         Ok(Opened { stream, live, beat })
     })
 }
 
-/// Opens and starts a playback stream with the smallest buffer that the device takes.
+/// Opens a playback stream with the smallest buffer that the device takes.
 pub(crate) fn build_output<L>(
     device: &cpal::Device,
     shape: Shape,
@@ -288,7 +303,6 @@ pub(crate) fn build_output<L>(
             on_error(notes.clone()),
             Some(BUILD_TIMEOUT),
         )?;
-        stream.play()?;
         Ok(Opened { stream, live, beat })
     })
 }

@@ -7,6 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cpal::traits::StreamTrait;
+
 use super::super::clock::monotonic_ns;
 use super::super::error::Error;
 use super::super::event::{AudioEvent, End, Events};
@@ -33,7 +35,7 @@ pub(crate) trait Kind: 'static {
     const END: End;
     /// What the media thread holds of an open device.
     type Live: Send + 'static;
-    /// Opens the device and sets it running.
+    /// Opens the device, stopped.
     fn open(
         device: &cpal::Device,
         shape: Shape,
@@ -41,7 +43,7 @@ pub(crate) trait Kind: 'static {
     ) -> Result<Opened<Self::Live>, cpal::Error>;
 }
 
-/// A running stream.
+/// An open stream.
 pub(crate) struct Opened<L> {
     pub stream: cpal::Stream,
     pub live: L,
@@ -72,36 +74,48 @@ impl Drop for Keeper {
     }
 }
 
-/// Opens a device and keeps it open. Each time it is opened its live end arrives on the receiver.
+/// A device that is being opened.
+pub(crate) struct Opening<L> {
+    keeper: Keeper,
+    arriving: Receiver<L>,
+    opened: Receiver<Result<(), Error>>,
+    end: End,
+}
+
+impl<L> Opening<L> {
+    /// Waits until the device is open. Its live end arrives on the receiver, as it does each time it is opened again.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], [`Error::NotFound`] or [`Error::Refused`].
+    pub(crate) fn wait(self) -> Result<(Keeper, Receiver<L>), Error> {
+        match self.opened.recv_timeout(OPEN_PATIENCE) {
+            Ok(outcome) => outcome.map(|()| (self.keeper, self.arriving)),
+            Err(_) => {
+                let reason = format!("the sound system did not answer within {} s", OPEN_PATIENCE.as_secs());
+                Err(Error::NoDevice { end: self.end, reason })
+            }
+        }
+    }
+}
+
+/// Begins to open a device, which is then kept open.
 ///
 /// # Errors
-/// [`Error::NoDevice`], [`Error::NotFound`] or [`Error::Refused`] if it does not open the first time.
-pub(crate) fn keep<K: Kind>(
-    wanted: Wanted,
-    shape: Shape,
-    events: Events,
-) -> Result<(Keeper, Receiver<K::Live>), Error> {
+/// [`Error::NoDevice`] if there is no thread to be had.
+pub(crate) fn keep<K: Kind>(wanted: Wanted, shape: Shape, events: Events) -> Result<Opening<K::Live>, Error> {
     let (notes, told) = channel();
     let (arrive, arriving) = channel();
     let (first, opened) = sync_channel(1);
     let (finished, ended) = channel();
     let job = Job::<K> { wanted, shape, events, notes: notes.clone(), told, arrive };
-    let no_device = |reason: String| Error::NoDevice { end: K::END, reason };
     thread::Builder::new()
         .name(format!("sound {}", K::END))
         .spawn(move || {
             job.run(&first);
             let _ = finished.send(());
         })
-        .map_err(|e| no_device(e.to_string()))?;
-    match opened.recv_timeout(OPEN_PATIENCE) {
-        Ok(Ok(())) => Ok((Keeper { notes, ended }, arriving)),
-        Ok(Err(e)) => Err(e),
-        Err(_) => {
-            let _ = notes.send(Note::Stop);
-            Err(no_device(format!("the sound system did not answer within {} s", OPEN_PATIENCE.as_secs())))
-        }
-    }
+        .map_err(|e| Error::NoDevice { end: K::END, reason: e.to_string() })?;
+    Ok(Opening { keeper: Keeper { notes, ended }, arriving, opened, end: K::END })
 }
 
 struct Job<K: Kind> {
@@ -133,7 +147,12 @@ impl<K: Kind> Job<K> {
         };
         let _ = first.send(Ok(()));
         loop {
-            let Some(reason) = self.watch(&running) else {
+            // Some devices take seconds to start, so whoever waits for the open device has it already.
+            let lost = match running.stream.play() {
+                Ok(()) => self.watch(&running),
+                Err(e) => Some(e.to_string()),
+            };
+            let Some(reason) = lost else {
                 close(running.stream);
                 return;
             };

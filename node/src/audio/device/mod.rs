@@ -13,7 +13,7 @@ pub use find::{DeviceInfo, list_devices};
 
 pub(crate) use capture::{DeviceCapture, Microphone};
 pub(crate) use find::Wanted;
-pub(crate) use keeper::{Keeper, keep};
+pub(crate) use keeper::{Keeper, Opening, keep};
 pub(crate) use playback::{DevicePlayback, Loudspeaker};
 
 /// How sound leaves and enters the media thread: always 48 kHz.

@@ -22,13 +22,13 @@ use super::{Facts, Shape, frames_ns, ns_frames};
 const RING_SECONDS_TENTHS: u32 = 5;
 const STAMPS: usize = 4_096;
 /// Least and most sound kept beyond what the next callback takes.
-const MARGIN_NS: std::ops::RangeInclusive<u64> = 500_000..=40 * NS_PER_MS;
+const MARGIN_NS: std::ops::RangeInclusive<u64> = 0..=40 * NS_PER_MS;
 /// Least and most time before a foreseen callback at which the queue is filled.
-const LEAD_NS: std::ops::RangeInclusive<u64> = NS_PER_MS..=6 * NS_PER_MS;
-/// An underrun adds this to the margin, and half of it to the lead.
+const LEAD_NS: std::ops::RangeInclusive<u64> = NS_PER_MS..=2 * NS_PER_MS;
+/// An underrun adds half of this to the lead, which costs little; all of it to the margin once the lead is at its most.
 const WIDEN_NS: u64 = NS_PER_MS;
-/// Quiet time takes this from the margin.
-const NARROW_NS: u64 = 250_000;
+/// Quiet time takes this from the margin, then half of it from the lead.
+const NARROW_NS: u64 = 500_000;
 /// Quiet time before the first narrowing; doubled by each underrun, up to the second.
 const QUIET_NS: std::ops::RangeInclusive<u64> = 10 * NS_PER_SECOND..=320 * NS_PER_SECOND;
 /// A device latency above this is not believed.
@@ -37,6 +37,8 @@ const MAX_LATENCY_NS: u64 = 500 * NS_PER_MS;
 const SMOOTHING: f64 = 1.0 / 64.0;
 /// Difference at which the estimate starts anew.
 const JUMP_NS: f64 = 50e6;
+/// How long after a foreseen callback its traces are looked for.
+const SOON_NS: u64 = 100_000;
 /// Shortest sleep when a callback is later than foreseen.
 const NAP_NS: u64 = 250_000;
 
@@ -107,16 +109,22 @@ impl Pace {
     }
 
     fn underrun(&mut self, now_ns: u64) {
-        self.margin_ns = (self.margin_ns + WIDEN_NS).min(*MARGIN_NS.end());
-        self.lead_ns = (self.lead_ns + WIDEN_NS / 2).min(*LEAD_NS.end());
+        if self.lead_ns < *LEAD_NS.end() {
+            self.lead_ns = (self.lead_ns + WIDEN_NS / 2).min(*LEAD_NS.end());
+        } else {
+            self.margin_ns = (self.margin_ns + WIDEN_NS).min(*MARGIN_NS.end());
+        }
         self.quiet_ns = (self.quiet_ns * 2).min(*QUIET_NS.end());
         self.calm_since_ns = now_ns;
     }
 
     fn quiet(&mut self, now_ns: u64) {
         if now_ns.saturating_sub(self.calm_since_ns) >= self.quiet_ns {
-            self.margin_ns = self.margin_ns.saturating_sub(NARROW_NS).max(*MARGIN_NS.start());
-            self.lead_ns = self.lead_ns.saturating_sub(NARROW_NS / 2).max(*LEAD_NS.start());
+            if self.margin_ns > *MARGIN_NS.start() {
+                self.margin_ns = self.margin_ns.saturating_sub(NARROW_NS).max(*MARGIN_NS.start());
+            } else {
+                self.lead_ns = self.lead_ns.saturating_sub(NARROW_NS / 2).max(*LEAD_NS.start());
+            }
             self.calm_since_ns = now_ns;
         }
     }
@@ -210,8 +218,10 @@ impl LivePlayback {
         if self.space(now_ns) > 0 {
             return now_ns;
         }
-        let fill_at = self.next_callback_ns().saturating_sub(self.pace.lead_ns);
-        if fill_at > now_ns { fill_at } else { now_ns + NAP_NS }
+        // Filled already for the callback foreseen: look again when it should have been.
+        let callback = self.next_callback_ns();
+        let fill_at = callback.saturating_sub(self.pace.lead_ns);
+        [fill_at, callback + SOON_NS].into_iter().find(|at| *at > now_ns).unwrap_or(now_ns + NAP_NS)
     }
 
     fn heard_at_ns(&self, now_ns: u64) -> u64 {
@@ -255,6 +265,8 @@ fn push(ring: &mut Producer<f32>, pcm: &[f32], channels: usize) -> u64 {
 #[derive(Debug)]
 pub(crate) struct DevicePlayback {
     live: Option<LivePlayback>,
+    /// Open, before its first callback.
+    starting: Option<LivePlayback>,
     arriving: Receiver<LivePlayback>,
     /// Runs while the device does not.
     idle: SimPlayback,
@@ -267,7 +279,16 @@ pub(crate) struct DevicePlayback {
 impl DevicePlayback {
     pub(crate) fn new(arriving: Receiver<LivePlayback>, shape: Shape, events: Events) -> Self {
         let idle = idle(shape, &events);
-        Self { live: None, arriving, idle, shape, started: false, xruns: Xruns::new(End::Output), events }
+        Self {
+            live: None,
+            starting: None,
+            arriving,
+            idle,
+            shape,
+            started: false,
+            xruns: Xruns::new(End::Output),
+            events,
+        }
     }
 
     pub(crate) fn ready_at_ns(&mut self, now_ns: u64) -> u64 {
@@ -319,7 +340,11 @@ impl DevicePlayback {
     /// Takes a device that has arrived; lets one go that has left.
     fn renew(&mut self) {
         if let Ok(live) = self.arriving.try_recv() {
-            self.live = Some(live);
+            self.starting = Some(live);
+        }
+        // A device may take seconds from open to its first callback; what is written meanwhile would be stale.
+        if self.starting.as_ref().is_some_and(|live| !live.stamps.is_empty()) {
+            self.live = self.starting.take();
         }
         if self.live.as_ref().is_some_and(LivePlayback::gone) {
             self.live = None;

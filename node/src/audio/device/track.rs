@@ -5,8 +5,9 @@
 const WINDOW_NS: u64 = 500_000_000;
 /// Fastest change of the estimate, relative to time: ten times what crystals differ by.
 const SLEW: f64 = 2e-3;
-/// A difference beyond which the device has lost or skipped time, and following slowly would be wrong: 20 ms.
-const JUMP_NS: f64 = 20e6;
+/// A difference beyond which the device has lost or skipped time or changed its buffers, and following slowly would
+/// be wrong: 3 ms. No crystal gets there within a window.
+const JUMP_NS: f64 = 3e6;
 
 /// The least of what was observed in the last half to whole second.
 #[derive(Debug, Clone, Copy)]

@@ -196,7 +196,8 @@ mod tests {
                     SampleFormat::Int => {
                         writer
                             .write_sample(
-                                (f64::from(sample) * f64::from(2u32).powi(i32::from(bits) - 1)).round() as i32,
+                                (f64::from(sample) * f64::from(2u32).powi(i32::from(bits) - 1)).round()
+                                    as i32,
                             )
                             .unwrap();
                     }

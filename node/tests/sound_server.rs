@@ -1,0 +1,228 @@
+//! Real devices, as far as a machine without any can have them: a PulseAudio server with a null sink, whose monitor
+//! hears what is played. Measures the loop, pulls the server away and gives it back. Needs the `pulseaudio` binary;
+//! says `skipped: no pulseaudio` otherwise. The environment is the server's address, so all of it is one test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hallway::audio::{
+    Audio, AudioConfig, AudioEvent, End, InputSpec, OutputSpec, list_devices, monotonic_ns,
+};
+
+/// Frames of the click train's period: longer than any loop delay here.
+const EVERY: u64 = 24_000;
+
+struct Server(Child);
+
+impl Server {
+    fn start(runtime: &Path) -> Option<Self> {
+        let child = Command::new("pulseaudio")
+            .args([
+                "--daemonize=no",
+                "--exit-idle-time=-1",
+                "--use-pid-file=no",
+                "--disable-shm=yes",
+                "-n",
+                "-F",
+                "/dev/null",
+            ])
+            .arg("-L")
+            .arg(format!(
+                "module-native-protocol-unix auth-anonymous=1 socket={}",
+                runtime.join("native").display()
+            ))
+            .args(["-L", "module-null-sink sink_name=hall rate=48000"])
+            .env("XDG_RUNTIME_DIR", runtime)
+            .env("PULSE_RUNTIME_PATH", runtime)
+            .env("PULSE_STATE_PATH", runtime)
+            .env("HOME", runtime)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut server = Self(child);
+        let give_up = Instant::now() + Duration::from_secs(5);
+        while std::os::unix::net::UnixStream::connect(runtime.join("native")).is_err() {
+            if Instant::now() > give_up || server.0.try_wait().is_ok_and(|s| s.is_some()) {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Plays one click each half second and notes, by the edge's own clock, when each was to be heard and was captured.
+#[derive(Default)]
+struct Clicks {
+    played: u64,
+    heard_at: Vec<u64>,
+    written_at: Vec<u64>,
+    captured: Vec<(u64, u64)>,
+    loud: bool,
+    silent_blocks: u64,
+    blocks: u64,
+    events: Vec<AudioEvent>,
+}
+
+impl Clicks {
+    fn run(&mut self, audio: &mut Audio, until: impl Fn(&Self) -> bool, at_most: Duration) -> bool {
+        let end = Instant::now() + at_most;
+        while !until(self) {
+            if Instant::now() > end {
+                return false;
+            }
+            audio.wait(Duration::from_millis(20));
+            let now = monotonic_ns();
+            while let Some(block) = audio.capture.read() {
+                self.blocks += 1;
+                let loud = block.pcm.iter().position(|s| s.abs() > 0.25);
+                if let (Some(at), false) = (loud, self.loud) {
+                    self.captured.push((block.captured_at_ns + at as u64 * 1_000_000_000 / 48_000, now));
+                }
+                self.silent_blocks += u64::from(loud.is_none());
+                self.loud = loud.is_some();
+            }
+            while audio.playback.space() > 0 {
+                let mut pcm = [0.0; 120];
+                if self.played % EVERY == 0 {
+                    pcm[0] = 0.9;
+                    self.heard_at.push(audio.playback.heard_at_ns());
+                    self.written_at.push(now);
+                }
+                audio.playback.write(&pcm);
+                self.played += 120;
+            }
+            self.events.extend(audio.events.try_iter());
+        }
+        true
+    }
+
+    /// Milliseconds from writing a click to reading it, and from its estimated sounding to its estimated capture.
+    fn loops(&self) -> (Vec<f64>, Vec<f64>) {
+        let (mut whole, mut estimated) = (Vec::new(), Vec::new());
+        for (written, heard) in self.written_at.iter().zip(&self.heard_at) {
+            if let Some((captured, read)) = self.captured.iter().find(|(_, read)| read > written) {
+                if read - written < 300_000_000 {
+                    whole.push((read - written) as f64 / 1e6);
+                    estimated.push(*captured as f64 / 1e6 - *heard as f64 / 1e6);
+                }
+            }
+        }
+        (whole, estimated)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn cpu_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6
+}
+
+#[test]
+fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
+    if Command::new("pulseaudio")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_err()
+    {
+        println!("skipped: no pulseaudio");
+        return;
+    }
+    let runtime = tempfile::tempdir().unwrap();
+    // SAFETY: the only test of this binary, before any thread of it runs.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::env::set_var("PULSE_SERVER", format!("unix:{}", runtime.path().join("native").display()));
+        std::env::set_var("XDG_RUNTIME_DIR", runtime.path());
+        std::env::set_var("HOME", runtime.path());
+    }
+    let Some(server) = Server::start(runtime.path()) else {
+        println!("skipped: no pulseaudio (it does not start here)");
+        return;
+    };
+
+    let devices = list_devices();
+    let sink = devices.iter().find(|d| d.output && d.id == "pulseaudio:hall").expect("the sink is listed");
+    let monitor =
+        devices.iter().find(|d| d.input && d.id == "pulseaudio:hall.monitor").expect("so is its monitor");
+    assert!(sink.default_output && monitor.default_input, "{devices:?}");
+    assert_eq!((sink.rate_hz, sink.channels), (Some(48_000), Some(2)));
+
+    let mut audio = Audio::open(AudioConfig {
+        input: InputSpec::Device("hall.monitor".into()),
+        output: OutputSpec::Default,
+        ..AudioConfig::default()
+    })
+    .unwrap();
+    let mut clicks = Clicks::default();
+    assert!(clicks.run(&mut audio, |c| c.captured.len() >= 2, Duration::from_secs(5)), "nothing was heard");
+    let (cpu, wall) = (cpu_ms(), Instant::now());
+    assert!(clicks.run(&mut audio, |c| c.captured.len() >= 6, Duration::from_secs(5)), "the clicks stopped");
+    let share = (cpu_ms() - cpu) / (wall.elapsed().as_secs_f64() * 1e3) * 100.0;
+    let (whole, estimated) = clicks.loops();
+    println!("round trip, write to read: {:.1} ms of {whole:.1?}", median(whole.clone()));
+    println!(
+        "estimated capture minus estimated sounding: {:.1} ms of {estimated:.1?}",
+        median(estimated.clone())
+    );
+    println!(
+        "media thread: {share:.2} % of a core, xruns {} in, {} out",
+        audio.capture.xruns(),
+        audio.playback.xruns()
+    );
+    assert!(median(whole) < 40.0);
+    assert!(median(estimated).abs() < 25.0);
+    assert!(clicks.events.iter().any(|e| matches!(e, AudioEvent::InputStarted { rate_hz: 48_000, .. })));
+    assert!(clicks.events.iter().any(|e| matches!(e, AudioEvent::OutputStarted { rate_hz: 48_000, .. })));
+
+    drop(server);
+    let lost = |end: End| {
+        move |c: &Clicks| {
+            c.events.iter().any(|e| matches!(e, AudioEvent::DeviceLost { end: lost, .. } if *lost == end))
+        }
+    };
+    let both_lost = |c: &Clicks| lost(End::Input)(c) && lost(End::Output)(c);
+    assert!(clicks.run(&mut audio, both_lost, Duration::from_secs(3)), "{:?}", clicks.events);
+    let blocks = clicks.blocks;
+    assert!(
+        clicks.run(&mut audio, |c| c.blocks >= blocks + 100, Duration::from_secs(2)),
+        "silence goes on in place of the microphone"
+    );
+
+    let back = Instant::now();
+    let server = Server::start(runtime.path()).expect("it started before");
+    let again = |end: End| {
+        move |c: &Clicks| {
+            c.events.iter().any(|e| matches!(e, AudioEvent::DeviceReopened { end: back, .. } if *back == end))
+        }
+    };
+    let both_back = |c: &Clicks| again(End::Input)(c) && again(End::Output)(c);
+    assert!(clicks.run(&mut audio, both_back, Duration::from_secs(4)), "{:?}", clicks.events);
+    println!("open again {} ms after the server's start began", back.elapsed().as_millis());
+    let captured = clicks.captured.len();
+    assert!(
+        clicks.run(&mut audio, |c| c.captured.len() >= captured + 2, Duration::from_secs(4)),
+        "deaf after reopening"
+    );
+    drop(server);
+    let left = Instant::now();
+    audio.finish().unwrap();
+    assert!(left.elapsed() < Duration::from_secs(3));
+}

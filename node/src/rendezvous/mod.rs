@@ -20,6 +20,9 @@ pub mod streams;
 pub mod watchers;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use client::{Client, ClientConfig, ClientEvent};
 pub use server::{Server, ServerConfig, ServerEvent};
 pub use streams::{Behaviour, Incoming, Opener, Target};

@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn a_watch_registers_and_lists_and_hears_of_the_next_in_one_push() {
         let (mut hub, ana, ben, now) = (hub(), person(), person(), Instant::now());
-        let mut enter = |hub: &mut Hub, p: &Person| {
+        let enter = |hub: &mut Hub, p: &Person| {
             hub.open_watch(now, p.guest, "hall", &[1; 16], Some(p.presented()), &here()).unwrap()
         };
         let (ana_watches, first) = enter(&mut hub, &ana);

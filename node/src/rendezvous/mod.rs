@@ -20,6 +20,9 @@ pub mod streams;
 pub mod watchers;
 pub mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use client::{Client, ClientConfig, ClientError, ClientEvent, Via};
 pub use policy::{DialBudget, Scope, scope_of};
 pub use server::{Server, ServerConfig, ServerEvent};

@@ -181,7 +181,7 @@ mod tests {
     fn after_a_restart_the_missing_have_thirty_seconds_to_come_back() {
         let mut people = People::new(PeerId::random());
         let (ben, cleo) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
-        let mut see = |people: &mut People, who: &Keypair| {
+        let see = |people: &mut People, who: &Keypair| {
             people.told(&records::signed(who, vec![]), Via::Initial, Scope::Public).is_some()
         };
         people.list_begins();

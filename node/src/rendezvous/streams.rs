@@ -228,6 +228,13 @@ impl Behaviour {
         }
     }
 
+    /// Connections and dials remembered.
+    #[cfg(test)]
+    #[allow(clippy::arithmetic_side_effects)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.connections.len() + self.pending.len() + self.actions.len()
+    }
+
     fn handler(&self, peer: PeerId, addr: &Multiaddr) -> Handler {
         let accept = match &self.role {
             Role::Server(accepted) => Some(accepted.clone()),
@@ -235,7 +242,7 @@ impl Behaviour {
         };
         Handler {
             peer,
-            addr: watch::Sender::new(addr.clone()),
+            addr: watch::Sender::new(bare(addr)),
             accept,
             asks: VecDeque::new(),
             open: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION)),
@@ -344,6 +351,15 @@ impl Behaviour {
     }
 }
 
+/// An address as it was dialled, without the identity that libp2p puts at its end.
+fn bare(addr: &Multiaddr) -> Multiaddr {
+    let mut addr = addr.clone();
+    if let Some(Protocol::P2p(_)) = addr.iter().last() {
+        addr.pop();
+    }
+    addr
+}
+
 /// The last cause of a failed dial, in one line.
 fn in_words(error: &DialError) -> String {
     let DialError::Transport(of_each) = error else { return error.to_string() };
@@ -394,7 +410,7 @@ impl NetworkBehaviour for Behaviour {
     fn on_swarm_event(&mut self, event: FromSwarm) {
         match event {
             FromSwarm::ConnectionEstablished(e) => {
-                let dialled = e.endpoint.is_dialer().then(|| e.endpoint.get_remote_address().clone());
+                let dialled = e.endpoint.is_dialer().then(|| bare(e.endpoint.get_remote_address()));
                 self.established(e.peer_id, e.connection_id, dialled);
             }
             FromSwarm::ConnectionClosed(e) => self.closed(e.peer_id, e.connection_id),
@@ -489,7 +505,7 @@ impl ConnectionHandler for Handler {
                 let _ = ask.reply.send(Err(error));
             }
             ConnectionEvent::AddressChange(AddressChange { new_address }) => {
-                self.addr.send_replace(new_address.clone());
+                self.addr.send_replace(bare(new_address));
             }
             _ => {}
         }

@@ -209,6 +209,14 @@ pub struct VoiceStats {
     pub received: Traffic,
 }
 
+impl VoiceStats {
+    /// Datagrams that were not played: forged, replayed, malformed, under no known key.
+    pub fn rejected(&self) -> u64 {
+        let OpenStats { malformed, unknown_key, replayed, forged, .. } = self.opened;
+        malformed.saturating_add(unknown_key).saturating_add(replayed).saturating_add(forged)
+    }
+}
+
 /// The media thread could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -220,8 +220,7 @@ impl Node {
         let (media, media_events) = Media::start(audio, config.profile, config.channels, config.max_kbps)?;
         let links = ServerLinks::new(&config.rendezvous, config.keypair.clone(), secrets, opener);
         let (control_sender, control) = mpsc::channel(MAX_WAITING_CONTROL);
-        let now = Instant::now();
-        let room = Room::new(me, &config.name, config.announce.clone(), now);
+        let room = Room::new(me, &config.name, config.announce.clone());
         Ok(Self {
             me,
             local,
@@ -701,7 +700,7 @@ impl Node {
             Output::Left { peer, departure } => {
                 let reason = match departure {
                     Departure::Lost => "connection lost",
-                    Departure::Closed => "said goodbye",
+                    Departure::Left | Departure::Closed => "said goodbye",
                 };
                 self.remember(peer);
                 self.tell_peer(peer, PeerState::Left, Some(reason));
@@ -720,6 +719,10 @@ impl Node {
                     RoomRefusal::Full => (
                         format!("the room is full: {} says that nobody else fits in", events::short(&peer)),
                         "Wait until somebody leaves, or open another room.",
+                    ),
+                    RoomRefusal::Other(code) => (
+                        format!("{} does not let this node in (reason {code})", events::short(&peer)),
+                        "A newer version of hallway may say more.",
                     ),
                 };
                 self.forget(peer);
@@ -823,7 +826,7 @@ impl Node {
 
     async fn say_goodbye(mut self) {
         let now = Instant::now();
-        self.room.leave(now);
+        self.room.leave();
         while let Some(output) = self.room.poll_output(now) {
             if let Output::Send { .. } = output {
                 self.handle_output(output);
@@ -920,7 +923,7 @@ impl Node {
                 frame_ms: number(r.frame_ms),
                 level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
                 policy: stats.policy.clone(),
-                rejected: voice.opened.rejected(),
+                rejected: voice.rejected(),
             };
             self.emit(Event::Stats(Box::new(event)));
             if let Some(path_stats) = path_stats {
@@ -957,7 +960,7 @@ impl Node {
             concealed_pct: percent(totals.concealed_samples, totals.played_samples),
             packets_received: voice.received.packets,
             bytes_received: voice.received.bytes,
-            packets_rejected: voice.opened.rejected(),
+            packets_rejected: voice.rejected(),
         });
     }
 

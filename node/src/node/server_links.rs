@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     invite::RoomSecrets,
-    rendezvous::{Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, scope_of},
+    rendezvous::{Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, scope_of, wire::DOOR_LEN},
 };
 
 /// How long a registration holds without being renewed. Short: a crashed node should not stay listed.
@@ -52,7 +52,7 @@ pub struct ServerLinks {
     opener: Opener,
     addresses: Vec<Multiaddr>,
     next_check: std::time::Instant,
-    door: Option<oneshot::Receiver<[u8; 16]>>,
+    door: Option<oneshot::Receiver<[u8; DOOR_LEN]>>,
 }
 
 impl ServerLinks {
@@ -88,8 +88,8 @@ impl ServerLinks {
         let (send, receive) = oneshot::channel();
         let secrets = self.secrets.clone();
         tokio::task::spawn_blocking(move || {
-            let mut door = [0; 16];
-            door.copy_from_slice(&secrets.door()[..16]);
+            let mut door = [0; DOOR_LEN];
+            door.copy_from_slice(&secrets.door()[..DOOR_LEN]);
             let _ = send.send(door);
         });
         self.door = Some(receive);
@@ -143,7 +143,7 @@ impl ServerLinks {
     ) -> Result<(Client, tokio::sync::mpsc::Receiver<ClientEvent>), ClientError> {
         let addr = &self.servers[server].addr;
         let target = Target::from_multiaddr(addr);
-        let mut config = ClientConfig::new(target, self.keypair.clone(), namespace.to_owned(), [0; 16]);
+        let mut config = ClientConfig::new(target, self.keypair.clone(), namespace.to_owned(), None);
         config.ttl = REGISTRATION_TTL;
         config.addresses = self.addresses_for(server);
         Client::spawn(config, self.opener.clone())

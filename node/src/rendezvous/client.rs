@@ -59,8 +59,8 @@ pub struct ClientConfig {
     pub keypair: Keypair,
     /// Blinded name and secret of the room for this period; 1 to 255 bytes.
     pub namespace: String,
-    /// Blinded name of the room without its secret.
-    pub door: [u8; DOOR_LEN],
+    /// Blinded name of the room without its secret. `None` while it is not known: it is slow to compute.
+    pub door: Option<[u8; DOOR_LEN]>,
     /// Lifetime of a registration at a server that cannot watch. Default 120 s; such a server may insist on 2 h.
     pub ttl: Duration,
     /// Where others may reach us; the first 8 are published. More can be told later.
@@ -73,12 +73,12 @@ pub struct ClientConfig {
 
 impl ClientConfig {
     /// With the defaults named at the fields.
-    pub fn new(server: Target, keypair: Keypair, namespace: String, door: [u8; DOOR_LEN]) -> Self {
+    pub fn new(server: Target, keypair: Keypair, namespace: String, door: impl Into<Option<[u8; DOOR_LEN]>>) -> Self {
         Self {
             server,
             keypair,
             namespace,
-            door,
+            door: door.into(),
             ttl: Duration::from_secs(120),
             addresses: Vec::new(),
             form: Form::Legacy,
@@ -215,6 +215,7 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub(super) addresses: Vec<Multiaddr>,
+    pub(super) door: Option<[u8; DOOR_LEN]>,
     pub(super) leave: bool,
 }
 
@@ -235,7 +236,7 @@ impl Client {
             return Err(ClientError::NoAddress);
         }
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
-        let (wish, wished) = watch::channel(Wish { addresses: config.addresses.clone(), leave: false });
+        let (wish, wished) = watch::channel(Wish { addresses: config.addresses.clone(), door: config.door, leave: false });
         let retry = Arc::new(Notify::new());
         let session = Session {
             people: People::new(config.keypair.public().to_peer_id()),
@@ -258,6 +259,11 @@ impl Client {
             wish.addresses = addresses;
             changed
         });
+    }
+
+    /// The room's door is known now: the watch is opened anew to stand at it.
+    pub fn set_door(&self, door: [u8; DOOR_LEN]) {
+        self.wish.send_if_modified(|wish| wish.door.replace(door) != Some(door));
     }
 
     /// The network is back: do not wait for the next try.
@@ -289,6 +295,8 @@ pub(super) enum End {
     Left,
     /// To be tried again.
     Lost(LostWhy),
+    /// To be opened anew at once, by our own wish.
+    Again,
 }
 
 pub(super) struct Session {
@@ -314,6 +322,7 @@ impl Session {
             let began = now();
             let why = match self.once().await {
                 Err(End::Left) => return,
+                Err(End::Again) => continue,
                 Err(End::Lost(why)) => why,
             };
             // A server that takes us in and throws us out again is not asked faster for it.
@@ -380,9 +389,10 @@ impl Session {
             let read = timeout(WATCH_IDLE, wire::read::<WatchEvent, _>(&mut reader, MAX_RESPONSE)).await;
             Some((read, reader))
         }));
+        let door = self.wish.borrow().door;
         let watch = Watch {
             namespace: self.config.namespace.clone(),
-            door: self.config.door.to_vec(),
+            door: door.map(Vec::from).unwrap_or_default(),
             presence: Some(self.presence()?),
         };
         send(&mut writer, &WatchRequest { watch: Some(watch), ..WatchRequest::default() }).await?;
@@ -403,6 +413,9 @@ impl Session {
                         // The goodbye is out; how the stream ends makes no difference.
                         let _ = writer.close().await;
                         return Err(End::Left);
+                    }
+                    if self.wish.borrow().door != door {
+                        return Err(End::Again);
                     }
                     self.refresh(&mut writer).await?;
                 }

@@ -73,7 +73,7 @@ impl Sequence {
             self.start(i64::from(wire));
             return Number::New;
         }
-        if step <= WINDOW.saturating_neg() || self.is_seen(number) {
+        if step <= WINDOW.saturating_neg() || step <= 0 && self.is_seen(number) {
             self.counts.duplicates = self.counts.duplicates.saturating_add(1);
             return Number::Duplicate;
         }
@@ -188,6 +188,12 @@ mod tests {
         assert_eq!(sequence.insert(10), Number::New);
         assert_eq!(sequence.counts().lost, 0);
         assert_eq!(sequence.insert(10), Number::Duplicate);
+    }
+
+    #[test]
+    fn a_long_stream_without_loss_shows_none() {
+        let counts = counted((0..10_000).map(|n| n + u32::MAX / 2));
+        assert_eq!(counts, Counts { received: 10_000, ..Counts::default() });
     }
 
     proptest! {

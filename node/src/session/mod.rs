@@ -15,6 +15,7 @@
 )]
 
 mod arq;
+pub(crate) mod bucket;
 mod channel;
 mod cipher;
 mod handshake;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use libp2p_identity::PeerId;
 
+use bucket::Bucket;
 use channel::{Channel, Said};
 use handshake::{Answer, Datagram, Hello, NOT_THIS_ROOM, Proof, Step};
 
@@ -212,7 +214,7 @@ impl Session {
             turned_down: None,
             wanted: false,
             rtt_hint: None,
-            calls: Bucket { tokens: MAX_CALLS, filled: now },
+            calls: Bucket::new(MAX_CALLS, CALL_EVERY, now),
             answered_at: None,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
@@ -616,28 +618,6 @@ impl Retry {
         if free {
             self.delay(now);
         }
-        free
-    }
-}
-
-/// A token bucket: [`MAX_CALLS`] at once, one more every [`CALL_EVERY`].
-struct Bucket {
-    tokens: u32,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn take(&mut self, now: Instant) -> bool {
-        while self.tokens < MAX_CALLS {
-            let Some(next) = self.filled.checked_add(CALL_EVERY).filter(|next| *next <= now) else { break };
-            self.filled = next;
-            self.tokens = self.tokens.saturating_add(1);
-        }
-        if self.tokens == MAX_CALLS {
-            self.filled = now;
-        }
-        let free = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
         free
     }
 }

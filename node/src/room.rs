@@ -6,7 +6,12 @@
 
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 pub mod control;
@@ -168,7 +173,12 @@ impl Room {
     }
 
     /// A room with another way of distributing keys.
-    pub fn with_keys(me: PeerId, name: &str, addresses: Vec<Multiaddr>, keys: Box<dyn KeyDistribution>) -> Self {
+    pub fn with_keys(
+        me: PeerId,
+        name: &str,
+        addresses: Vec<Multiaddr>,
+        keys: Box<dyn KeyDistribution>,
+    ) -> Self {
         Self {
             me,
             name: text::clean_name(name),
@@ -211,7 +221,8 @@ impl Room {
         self.send(peer, &self.hello());
         self.keys.handle_joined(now, peer);
         let others = self.members.values().filter(|other| other.peer != peer);
-        let listed: Vec<_> = others.map(|m| Listed { peer: m.peer, addresses: m.addresses.clone() }).collect();
+        let listed: Vec<_> =
+            others.map(|m| Listed { peer: m.peer, addresses: m.addresses.clone() }).collect();
         if !listed.is_empty() {
             self.send(peer, &Control::Members(listed));
         }

@@ -38,7 +38,15 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let (now, luck) = (Instant::now(), ChaCha8Rng::seed_from_u64(seed));
-        Self { now, nodes: BTreeMap::new(), gone: vec![], luck, flying: vec![], dials: vec![], frames: vec![] }
+        Self {
+            now,
+            nodes: BTreeMap::new(),
+            gone: vec![],
+            luck,
+            flying: vec![],
+            dials: vec![],
+            frames: vec![],
+        }
     }
 
     /// Adds a node that reaches one random member, if there is any.
@@ -116,7 +124,12 @@ impl World {
         let node = self.nodes.get_mut(&peer).unwrap();
         match output.clone() {
             Output::Send { to, message } => {
-                let last = self.flying.iter().filter(|(_, f, t, _)| *f == peer && *t == to).map(|(at, ..)| *at).max();
+                let last = self
+                    .flying
+                    .iter()
+                    .filter(|(_, f, t, _)| *f == peer && *t == to)
+                    .map(|(at, ..)| *at)
+                    .max();
                 let at = (self.now + delay).max(last.unwrap_or(self.now));
                 self.flying.push((at, peer, to, message));
             }
@@ -125,7 +138,7 @@ impl World {
                 none => *none = Some(Sealer::new(&key)),
             },
             Output::Open { peer: whose, key } => {
-                node.openers.entry(whose).or_insert_with(Opener::new).install(self.now, key);
+                node.openers.entry(whose).or_default().install(self.now, key);
             }
             Output::Forget { peer: whose } => {
                 node.openers.remove(&whose);
@@ -183,7 +196,9 @@ impl World {
 
     fn hears(node: &mut Node, frame: &Frame, now: Instant) -> bool {
         let mut out = Vec::new();
-        node.openers.get_mut(&frame.from).is_some_and(|opener| opener.open(now, &frame.datagram, &mut out).is_ok())
+        node.openers
+            .get_mut(&frame.from)
+            .is_some_and(|opener| opener.open(now, &frame.datagram, &mut out).is_ok())
     }
 
     fn everyone_hears_everyone(&mut self) -> Result<(), String> {
@@ -191,7 +206,12 @@ impl World {
             let frame = &self.frames[at];
             for node in self.nodes.values_mut().filter(|node| node.peer != frame.from) {
                 if !Self::hears(node, frame, self.now) {
-                    return Err(format!("{} does not hear {}: {:?}", node.peer, frame.from, node.openers.get(&frame.from).map(Opener::stats)));
+                    return Err(format!(
+                        "{} does not hear {}: {:?}",
+                        node.peer,
+                        frame.from,
+                        node.openers.get(&frame.from).map(Opener::stats)
+                    ));
                 }
             }
         }
@@ -230,7 +250,12 @@ fn an_eleventh_person_is_refused_by_those_it_asks_and_disturbs_nobody() {
     world.run(Duration::from_secs(3));
     let late = world.join();
     world.run(Duration::from_secs(2));
-    assert!(world.nodes[&late].events.iter().any(|e| matches!(e, Output::Refused { reason: RoomRefusal::Full, .. })));
+    assert!(
+        world.nodes[&late]
+            .events
+            .iter()
+            .any(|e| matches!(e, Output::Refused { reason: RoomRefusal::Full, .. }))
+    );
     let late = world.nodes.remove(&late).unwrap();
     assert!(late.openers.is_empty(), "nobody gave it a key");
     assert!(world.nodes.values().all(|node| node.room.members().count() == MAX_MEMBERS - 1));
@@ -243,7 +268,14 @@ fn a_restarted_member_gets_keys_again_and_is_not_announced_as_a_second_person() 
     let (ana, ben) = (world.join(), world.join());
     world.run(Duration::from_secs(2));
     let room = Room::new(ben, "Ben again", vec![]);
-    let fresh = Node { peer: ben, room, sealer: None, openers: BTreeMap::new(), sessions: BTreeSet::new(), events: vec![] };
+    let fresh = Node {
+        peer: ben,
+        room,
+        sealer: None,
+        openers: BTreeMap::new(),
+        sessions: BTreeSet::new(),
+        events: vec![],
+    };
     world.nodes.insert(ben, fresh);
     world.nodes.get_mut(&ana).unwrap().sessions.clear();
     world.pump();
@@ -278,7 +310,8 @@ fn chat_is_cleaned_and_a_flood_of_it_is_cut() {
 
 #[test]
 fn a_member_that_names_victims_makes_us_dial_each_three_times_at_most() {
-    let (now, mut room, member) = (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
+    let (now, mut room, member) =
+        (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
     room.handle_established(now, member, vec![]);
     let victim = Listed { peer: PeerId::random(), addresses: vec!["/ip4/192.0.2.9/udp/53".parse().unwrap()] };
     for _ in 0..1000 {
@@ -298,9 +331,12 @@ fn a_member_that_names_victims_makes_us_dial_each_three_times_at_most() {
 
 #[test]
 fn strangers_and_malformed_messages_change_nothing() {
-    let (now, mut room, stranger) = (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
+    let (now, mut room, stranger) =
+        (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
     while room.poll_output(now).is_some() {}
-    for message in [Control::Leave.encode(), Control::KeyAck { kid: 1 }.encode(), vec![], vec![0, 1], vec![9, 9]] {
+    for message in
+        [Control::Leave.encode(), Control::KeyAck { kid: 1 }.encode(), vec![], vec![0, 1], vec![9, 9]]
+    {
         room.handle_message(now, stranger, &message);
     }
     assert_eq!((room.poll_output(now), room.ignored()), (None, 5));
@@ -320,7 +356,7 @@ fn a_polite_leaver_is_gone_at_once_and_its_session_is_closed() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whoever_is_there_hears_all_who_left_nothing_later_and_who_came_nothing_earlier(

@@ -130,7 +130,12 @@ impl Control {
             HELLO => {
                 let body: HelloBody = read(body)?;
                 let addresses = addresses(body.addresses);
-                Self::Hello(Hello { version: body.version, features: body.features, name: body.name, addresses })
+                Self::Hello(Hello {
+                    version: body.version,
+                    features: body.features,
+                    name: body.name,
+                    addresses,
+                })
             }
             KEY => Self::Key(read(body)?),
             KEY_ACK => Self::KeyAck { kid: read(body)? },
@@ -189,7 +194,12 @@ mod tests {
     fn samples() -> Vec<Control> {
         let addresses: Vec<Multiaddr> = vec!["/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap()];
         vec![
-            Control::Hello(Hello { version: 1, features: 5, name: "Ana".into(), addresses: addresses.clone() }),
+            Control::Hello(Hello {
+                version: 1,
+                features: 5,
+                name: "Ana".into(),
+                addresses: addresses.clone(),
+            }),
             Control::Key(OwnKey::random().export()),
             Control::KeyAck { kid: 0x1234 },
             Control::Members(vec![Listed { peer: PeerId::random(), addresses }]),
@@ -218,7 +228,8 @@ mod tests {
     #[test]
     fn lists_and_lines_are_cut_at_their_bounds() {
         let address: Multiaddr = "/ip4/192.0.2.1/udp/1/quic-v1".parse().unwrap();
-        let many = |n| (0..n).map(|_| (PeerId::random().to_bytes(), vec![address.to_vec(); 20])).collect::<Vec<_>>();
+        let many =
+            |n| (0..n).map(|_| (PeerId::random().to_bytes(), vec![address.to_vec(); 20])).collect::<Vec<_>>();
         let Ok(Some(Control::Members(read))) = Control::decode(&write(MEMBERS, &many(100))) else { panic!() };
         assert_eq!((read.len(), read[0].addresses.len()), (MAX_LISTED, MAX_ADDRESSES));
         let chat = |length| Control::decode(&write(CHAT, &(1u64, "x".repeat(length)))).is_ok();

@@ -89,7 +89,8 @@ impl PairwiseKeys {
     }
 
     fn switch_if_due(&mut self, now: Instant) {
-        if let Some(pending) = self.pending.take_if(|pending| pending.waiting.is_empty() || pending.at <= now) {
+        if let Some(pending) = self.pending.take_if(|pending| pending.waiting.is_empty() || pending.at <= now)
+        {
             self.current = pending.key;
             self.outputs.push_back(KeyOutput::Seal(self.current.export()));
         }

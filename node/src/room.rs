@@ -41,7 +41,9 @@ pub const DIAL_PERIOD: Duration = Duration::from_secs(600);
 pub const MAX_DIALLED: usize = 64;
 /// Chat lines and changes of name taken from one member at once; beyond, they are dropped and counted.
 pub const MAX_TALK: u32 = 30;
-/// How often a member that used up [`MAX_TALK`] is heard again.
+/// Keys taken from one member at once, far more than a full room's coming and going makes.
+pub const MAX_KEY_CHANGES: u32 = 40;
+/// How often a member that used up [`MAX_TALK`] or [`MAX_KEY_CHANGES`] is heard again.
 pub const TALK_EVERY: Duration = Duration::from_millis(200);
 
 /// Somebody else in the room.
@@ -54,6 +56,7 @@ pub struct Member {
     /// Where it may be dialled: its own word and what we saw, at most [`MAX_ADDRESSES`].
     pub addresses: Vec<Multiaddr>,
     talk: Bucket,
+    key_changes: Bucket,
 }
 
 /// How a member went.
@@ -215,7 +218,8 @@ impl Room {
         }
         let member = self.members.entry(peer).or_insert_with(|| {
             let talk = Bucket::new(MAX_TALK, TALK_EVERY, now);
-            Member { peer, name: None, addresses: Vec::new(), talk }
+            let key_changes = Bucket::new(MAX_KEY_CHANGES, TALK_EVERY, now);
+            Member { peer, name: None, addresses: Vec::new(), talk, key_changes }
         });
         merge(&mut member.addresses, addresses);
         self.send(peer, &self.hello());
@@ -242,7 +246,7 @@ impl Room {
                 let text = text::clean_line(&text);
                 self.outputs.push_back(Output::Chat { peer, id, text });
             }
-            Control::Key(key) => {
+            Control::Key(key) if member.key_changes.take(now) => {
                 self.send(peer, &Control::KeyAck { kid: key.kid() });
                 self.outputs.push_back(Output::Open { peer, key });
             }
@@ -252,7 +256,7 @@ impl Room {
                 self.handle_left(now, peer, Departure::Left);
                 self.outputs.push_back(Output::Close { peer });
             }
-            Control::Hello(_) | Control::Chat { .. } | Control::Refused(_) => self.ignore(),
+            Control::Hello(_) | Control::Chat { .. } | Control::Key(_) | Control::Refused(_) => self.ignore(),
         }
     }
 

@@ -108,6 +108,12 @@ struct Outgoing {
     times: u32,
 }
 
+impl Outgoing {
+    fn is_due(&self) -> bool {
+        !self.acked && (self.sent.is_none() || self.lost)
+    }
+}
+
 impl Sender {
     pub fn new() -> Self {
         Self { window: FIRST_WINDOW, ..Self::default() }
@@ -142,14 +148,19 @@ impl Sender {
     /// The next fragment to send now, if it has at most `room` bytes; it then counts as sent.
     pub fn next(&mut self, now: Instant, room: usize) -> Option<Fragment<'_>> {
         let reach = self.window.min(WINDOW) as usize;
-        let due = |f: &Outgoing| !f.acked && (f.sent.is_none() || f.lost);
-        let at = self.fragments.iter().take(reach).position(due)?;
+        let at = self.fragments.iter().take(reach).position(Outgoing::is_due)?;
         let sequence = self.base.checked_add(u32::try_from(at).ok()?)?;
         let fragment = self.fragments.get_mut(at).filter(|fragment| fragment.bytes.len() <= room)?;
         fragment.sent = Some(now);
         fragment.lost = false;
         fragment.times = fragment.times.saturating_add(1);
         Some(Fragment { sequence, last: fragment.last, bytes: &fragment.bytes })
+    }
+
+    /// Whether a fragment waits to be sent now.
+    pub fn is_due(&self) -> bool {
+        let reach = self.window.min(WINDOW) as usize;
+        self.fragments.iter().take(reach).any(Outgoing::is_due)
     }
 
     /// Takes an acknowledgement; one for what was never sent changes nothing.

@@ -220,7 +220,7 @@ impl Channel {
             plain.extend_from_slice(&u16::try_from(fragment.bytes.len()).unwrap_or_default().to_be_bytes());
             plain.extend_from_slice(fragment.bytes);
         }
-        if self.goodbyes > 0 && plain.len() < MAX_PLAIN {
+        if self.goodbyes > 0 && !self.sender.is_due() && plain.len() < MAX_PLAIN {
             self.goodbyes = self.goodbyes.saturating_sub(1);
             plain.push(6);
         }

@@ -172,7 +172,7 @@ fn two_processes_of_one_identity_share_no_key() {
 }
 
 #[test]
-fn seal_and_open_take_no_memory_beyond_the_callers_buffers() {
+fn seal_and_open_work_in_the_callers_buffers_and_on_any_thread() {
     let (_, mut sealer, mut opener, now) = pair();
     let (mut datagram, mut packet) = (Vec::with_capacity(1200), Vec::with_capacity(1200));
     let places = (datagram.as_ptr(), packet.as_ptr());

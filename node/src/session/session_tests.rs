@@ -382,10 +382,11 @@ fn a_goodbye_is_heard_at_once_and_a_forged_one_never() {
     let forged = [&[CHANNEL][..], &[0; 12], &[6; 20]].concat();
     let now = world.now;
     world.end(1).handle_datagram(now, &forged);
-    world.say(0, b"last words");
+    let last_words = vec![b'w'; 6000];
+    world.end(0).send_message(now, last_words.clone()).unwrap();
     world.end(0).close(now);
     world.run(Duration::from_secs(1));
-    assert_eq!(world.kinds(1), [Event::Message(b"last words".to_vec()), Event::Closed]);
+    assert_eq!(world.kinds(1), [Event::Message(last_words), Event::Closed]);
     assert!(!world.end(0).is_established() && !world.end(1).is_established());
     assert_eq!(world.end(1).send_message(now, vec![1]), Err(SendError::NotEstablished));
 }

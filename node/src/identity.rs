@@ -136,7 +136,11 @@ fn make_dir(dir: &Path) -> Result<(), IdentityError> {
 #[cfg(unix)]
 fn check_mode(path: &Path, meta: &fs::Metadata, forbidden: u32, wanted: u32) -> Result<(), IdentityError> {
     let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777;
-    if mode & forbidden == 0 { Ok(()) } else { Err(IdentityError::TooOpen { path: path.to_owned(), mode, wanted }) }
+    if mode & forbidden == 0 {
+        Ok(())
+    } else {
+        Err(IdentityError::TooOpen { path: path.to_owned(), mode, wanted })
+    }
 }
 
 #[cfg(not(unix))]

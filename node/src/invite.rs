@@ -4,6 +4,16 @@
 //! The secret is 256 random bits in Crockford's base32 (no case, no look-alikes) with a 32-bit checksum over room and
 //! secret, so a slip of the pen is an error that says so and never a different secret.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 pub mod derive;
 
 use std::fmt;
@@ -39,10 +49,14 @@ pub enum InviteError {
     #[error("a room's name has letters, digits, '-', '_' and '.', not {0:?}")]
     BadCharacter(char),
     /// The name, or the whole invite, is too long.
-    #[error("too long: a room's name has at most {MAX_ROOM_CHARS} characters, an invite {MAX_INVITE_BYTES} bytes")]
+    #[error(
+        "too long: a room's name has at most {MAX_ROOM_CHARS} characters, an invite {MAX_INVITE_BYTES} bytes"
+    )]
     TooLong,
     /// The secret is mistyped or cut off, or belongs to another room.
-    #[error("the invite is mistyped or cut off: its checksum does not match; copy it again, whole and in quotes")]
+    #[error(
+        "the invite is mistyped or cut off: its checksum does not match; copy it again, whole and in quotes"
+    )]
     Mistyped,
     /// An address after `at=` is no multiaddr.
     #[error("the invite names a rendezvous that is no address: {0}; ask for the invite again")]
@@ -180,7 +194,9 @@ impl FromStr for Invite {
                     invite.rendezvous.push(address.parse().map_err(|_| bad())?);
                 }
                 // A private invite cut off after the word must not open the open room of that name.
-                None if !parameter.is_empty() && "secret".starts_with(parameter) => return Err(InviteError::Mistyped),
+                None if !parameter.is_empty() && "secret".starts_with(parameter) => {
+                    return Err(InviteError::Mistyped);
+                }
                 _ => {} // A later version's parameter.
             }
         }
@@ -212,7 +228,8 @@ impl fmt::Display for Invite {
 
 fn read_secret(room: &RoomName, text: &str) -> Result<Secret, InviteError> {
     let mut bytes = base32::decode(text, SECRET_BYTES + CHECKSUM_BYTES).ok_or(InviteError::Mistyped)?;
-    let secret = bytes.get(..SECRET_BYTES).and_then(|s| s.try_into().ok()).map(Secret).ok_or(InviteError::Mistyped)?;
+    let secret =
+        bytes.get(..SECRET_BYTES).and_then(|s| s.try_into().ok()).map(Secret).ok_or(InviteError::Mistyped)?;
     let matches = bytes.get(SECRET_BYTES..) == Some(checksum(room, &secret).as_slice());
     bytes.zeroize();
     if matches { Ok(secret) } else { Err(InviteError::Mistyped) }

@@ -4,6 +4,16 @@
 //! at most [`MAX_MARKS`] combining marks in a row, is in Unicode normal form C, bounded in length, and never empty.
 //! Imitations ("(you)", another's name) stay: they are told apart by layout and fingerprint, not by cleaning.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
 use unicode_general_category::{GeneralCategory, get_general_category};
 use unicode_normalization::UnicodeNormalization;
 use unicode_width::UnicodeWidthChar;
@@ -121,7 +131,8 @@ mod tests {
 
     #[test]
     fn ordinary_names_stay_as_they_are() {
-        for name in ["Ana", "José", "Иван Петров", "山田 太郎", "O'Brien-Smith", "नमस्ते", "😀 Bo"] {
+        for name in ["Ana", "José", "Иван Петров", "山田 太郎", "O'Brien-Smith", "नमस्ते", "😀 Bo"]
+        {
             assert_eq!(clean_name(name), name.nfc().collect::<String>());
         }
     }
@@ -159,7 +170,9 @@ mod tests {
 
     #[test]
     fn a_name_of_nothing_visible_is_called_nameless() {
-        for empty in ["", "   ", "\u{200b}\u{200b}", "\u{3164}\u{3164}", "\u{2800}", "\u{0301}\u{0302}", "\u{ad}"] {
+        for empty in
+            ["", "   ", "\u{200b}\u{200b}", "\u{3164}\u{3164}", "\u{2800}", "\u{0301}\u{0302}", "\u{ad}"]
+        {
             assert_eq!(clean_name(empty), NAMELESS, "{empty:?}");
         }
     }

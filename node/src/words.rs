@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn two_identities_have_different_words() {
-        let words = |seed: u8| safety_words(&Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id());
+        let words =
+            |seed: u8| safety_words(&Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id());
         let all: std::collections::HashSet<_> = (0..200).map(words).collect();
         assert_eq!(all.len(), 200);
         assert!(all.iter().flatten().all(|word| word.len() >= 3));

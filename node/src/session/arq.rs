@@ -20,7 +20,8 @@ pub const MIN_RTO: Duration = Duration::from_millis(100);
 /// Most time before a fragment is sent again, however often it was lost: the path may be back any moment.
 pub const MAX_RTO: Duration = Duration::from_secs(2);
 const FIRST_WINDOW: u32 = 10;
-const REORDER: u32 = 3;
+/// How far behind what arrived a fragment is merely late.
+const REORDER: usize = 2;
 
 /// Smoothed round-trip time (RFC 6298).
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,10 +39,10 @@ impl Rtt {
     pub fn sample(&mut self, rtt: Duration) {
         let rtt = rtt.min(MAX_RTO);
         self.smoothed = Some(match self.smoothed {
-            None => (rtt, rtt / 2),
+            None => (rtt, scaled(rtt, 1, 2)),
             Some((mean, var)) => {
-                let var = (var.saturating_mul(3)).saturating_add(mean.abs_diff(rtt)) / 4;
-                (mean.saturating_mul(7).saturating_add(rtt) / 8, var)
+                let var = scaled(var.saturating_mul(3).saturating_add(mean.abs_diff(rtt)), 1, 4);
+                (scaled(mean.saturating_mul(7).saturating_add(rtt), 1, 8), var)
             }
         });
     }
@@ -59,6 +60,11 @@ impl Rtt {
         };
         timeout.clamp(MIN_RTO, MAX_RTO)
     }
+}
+
+/// `time` times `by` over `over`, which is not zero.
+pub fn scaled(time: Duration, by: u32, over: u32) -> Duration {
+    time.saturating_mul(by).checked_div(over).unwrap_or(time)
 }
 
 /// A fragment to put into a datagram.
@@ -102,6 +108,12 @@ struct Outgoing {
     times: u32,
 }
 
+impl Outgoing {
+    fn is_due(&self) -> bool {
+        !self.acked && (self.sent.is_none() || self.lost)
+    }
+}
+
 impl Sender {
     pub fn new() -> Self {
         Self { window: FIRST_WINDOW, ..Self::default() }
@@ -109,13 +121,20 @@ impl Sender {
 
     pub fn push(&mut self, message: &[u8]) -> Result<(), Full> {
         let queued = self.queued.saturating_add(message.len()).saturating_add(MESSAGE_COST);
-        let sequences = u32::try_from(self.fragments.len()).ok().and_then(|ahead| self.base.checked_add(ahead));
+        let sequences =
+            u32::try_from(self.fragments.len()).ok().and_then(|ahead| self.base.checked_add(ahead));
         if queued > MAX_QUEUED || sequences.is_none_or(|last| last >= u32::MAX - WINDOW) {
             return Err(Full);
         }
         self.queued = queued;
-        let fresh =
-            |bytes: &[u8]| Outgoing { bytes: bytes.to_vec(), last: false, acked: false, lost: false, sent: None, times: 0 };
+        let fresh = |bytes: &[u8]| Outgoing {
+            bytes: bytes.to_vec(),
+            last: false,
+            acked: false,
+            lost: false,
+            sent: None,
+            times: 0,
+        };
         if message.is_empty() {
             self.fragments.push_back(fresh(&[]));
         }
@@ -129,8 +148,7 @@ impl Sender {
     /// The next fragment to send now, if it has at most `room` bytes; it then counts as sent.
     pub fn next(&mut self, now: Instant, room: usize) -> Option<Fragment<'_>> {
         let reach = self.window.min(WINDOW) as usize;
-        let due = |f: &Outgoing| !f.acked && (f.sent.is_none() || f.lost);
-        let at = self.fragments.iter().take(reach).position(due)?;
+        let at = self.fragments.iter().take(reach).position(Outgoing::is_due)?;
         let sequence = self.base.checked_add(u32::try_from(at).ok()?)?;
         let fragment = self.fragments.get_mut(at).filter(|fragment| fragment.bytes.len() <= room)?;
         fragment.sent = Some(now);
@@ -139,14 +157,23 @@ impl Sender {
         Some(Fragment { sequence, last: fragment.last, bytes: &fragment.bytes })
     }
 
+    /// Whether a fragment waits to be sent now.
+    pub fn is_due(&self) -> bool {
+        let reach = self.window.min(WINDOW) as usize;
+        self.fragments.iter().take(reach).any(Outgoing::is_due)
+    }
+
     /// Takes an acknowledgement; one for what was never sent changes nothing.
     pub fn handle_ack(&mut self, now: Instant, ack: Ack, rtt: &mut Rtt) {
         let sent = self.fragments.iter().take_while(|fragment| fragment.sent.is_some()).count();
-        let Some(before) = ack.next.checked_sub(self.base).map(|n| n as usize).filter(|n| *n <= sent) else { return };
+        let Some(before) = ack.next.checked_sub(self.base).map(|n| n as usize).filter(|n| *n <= sent) else {
+            return;
+        };
         let mut newest = None;
         for (at, fragment) in self.fragments.iter_mut().enumerate().take(sent) {
             let bit = at.checked_sub(before.saturating_add(1)).and_then(|bit| u32::try_from(bit).ok());
-            let acked = at < before || bit.and_then(|bit| ack.map.checked_shr(bit)).is_some_and(|map| map & 1 == 1);
+            let acked =
+                at < before || bit.and_then(|bit| ack.map.checked_shr(bit)).is_some_and(|map| map & 1 == 1);
             if acked && !fragment.acked {
                 fragment.acked = true;
                 self.backoff = 0;
@@ -163,8 +190,9 @@ impl Sender {
         // What lies well before something that arrived is taken for lost, once per round trip.
         if let Some(highest) = self.fragments.iter().take(sent).rposition(|fragment| fragment.acked) {
             let round_trip = rtt.get().unwrap_or(MIN_RTO);
-            for fragment in self.fragments.iter_mut().take(highest.saturating_sub(REORDER as usize - 1)) {
-                let resting = fragment.sent.is_some_and(|sent| now.saturating_duration_since(sent) >= round_trip);
+            for fragment in self.fragments.iter_mut().take(highest.saturating_sub(REORDER)) {
+                let resting =
+                    fragment.sent.is_some_and(|sent| now.saturating_duration_since(sent) >= round_trip);
                 fragment.lost |= !fragment.acked && resting;
             }
         }
@@ -207,7 +235,7 @@ impl Sender {
 
     fn wait(&self, rtt: &Rtt) -> Duration {
         // Half as long again each time: control traffic is thin, and under 30 % loss a doubling wastes seconds.
-        (0..self.backoff).fold(rtt.timeout(), |wait, _| wait.saturating_mul(3) / 2).min(MAX_RTO)
+        (0..self.backoff).fold(rtt.timeout(), |wait, _| scaled(wait, 3, 2)).min(MAX_RTO)
     }
 }
 

@@ -130,7 +130,8 @@ impl Channel {
             4 => {
                 let (sequence, flags, length) = (reader.u32()?, reader.u8()?, reader.u16()?);
                 let bytes = reader.bytes(length)?;
-                self.receiver.handle(sequence, flags & 1 == 1, bytes, |message| said.push(Said::Message(message)));
+                self.receiver
+                    .handle(sequence, flags & 1 == 1, bytes, |message| said.push(Said::Message(message)));
                 self.ack_due = true;
             }
             5 => {
@@ -204,7 +205,8 @@ impl Channel {
         let fits = |plain: &Vec<u8>, message: &Vec<u8>| {
             plain.len().saturating_add(message.len()).saturating_add(DATAGRAM_HEADER) <= MAX_PLAIN
         };
-        while let Some(message) = self.unreliable.pop_front_if(|message| fits(&plain, message)) {
+        while self.unreliable.front().is_some_and(|message| fits(&plain, message)) {
+            let Some(message) = self.unreliable.pop_front() else { break };
             plain.push(3);
             plain.extend_from_slice(&u16::try_from(message.len()).unwrap_or_default().to_be_bytes());
             plain.extend_from_slice(&message);
@@ -218,7 +220,7 @@ impl Channel {
             plain.extend_from_slice(&u16::try_from(fragment.bytes.len()).unwrap_or_default().to_be_bytes());
             plain.extend_from_slice(fragment.bytes);
         }
-        if self.goodbyes > 0 && plain.len() < MAX_PLAIN {
+        if self.goodbyes > 0 && !self.sender.is_due() && plain.len() < MAX_PLAIN {
             self.goodbyes = self.goodbyes.saturating_sub(1);
             plain.push(6);
         }

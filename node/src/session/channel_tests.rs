@@ -3,7 +3,11 @@ use proptest::prelude::*;
 use zeroize::Zeroizing;
 
 fn pair(now: Instant) -> (Channel, Channel) {
-    let keys = |send: u8, receive: u8| Keys { id: 5, send: Zeroizing::new([send; 32]), receive: Zeroizing::new([receive; 32]) };
+    let keys = |send: u8, receive: u8| Keys {
+        id: 5,
+        send: Zeroizing::new([send; 32]),
+        receive: Zeroizing::new([receive; 32]),
+    };
     (Channel::new(&keys(1, 2), Rtt::default(), now), Channel::new(&keys(2, 1), Rtt::default(), now))
 }
 

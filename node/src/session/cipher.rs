@@ -113,7 +113,12 @@ impl EpochKey {
 impl Opening {
     pub fn new(id: u32, chain: &ChainKey) -> Self {
         let (key, next) = derive(chain);
-        Self { id, current: EpochKey { epoch: 0, key, window: ReplayWindow::default() }, next, previous: None }
+        Self {
+            id,
+            current: EpochKey { epoch: 0, key, window: ReplayWindow::default() },
+            next,
+            previous: None,
+        }
     }
 
     /// The plaintext of a datagram that is authentic and new; else `None`, and nothing has changed.

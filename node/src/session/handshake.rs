@@ -57,7 +57,9 @@ impl Local {
     /// # Errors
     /// [`Error::Crypto`] where the identity cannot sign or the system has no random numbers.
     pub fn new(identity: &Keypair, room: &RoomSecrets) -> Result<Self, Error> {
-        let pair = Builder::new(PATTERN.parse().map_err(|_| Error::Crypto)?).generate_keypair().map_err(|_| Error::Crypto)?;
+        let pair = Builder::new(PATTERN.parse().map_err(|_| Error::Crypto)?)
+            .generate_keypair()
+            .map_err(|_| Error::Crypto)?;
         let public = identity.public().encode_protobuf();
         let signature = identity.sign(&[SIGNED, &pair.public].concat()).map_err(|_| Error::Crypto)?;
         let mut proof = vec![u8::try_from(public.len()).map_err(|_| Error::Crypto)?];
@@ -77,7 +79,12 @@ impl Local {
         self.0.peer
     }
 
-    fn builder(&self, initiator: &PeerId, responder: &PeerId, run: impl FnOnce(Builder<'_>) -> Noise) -> Noise {
+    fn builder(
+        &self,
+        initiator: &PeerId,
+        responder: &PeerId,
+        run: impl FnOnce(Builder<'_>) -> Noise,
+    ) -> Noise {
         let mut prologue = PROLOGUE.to_vec();
         let (initiator, responder) = (initiator.to_bytes(), responder.to_bytes());
         for part in [&initiator[..], &responder, self.0.room.name().as_str().as_bytes()] {
@@ -182,7 +189,9 @@ impl Hello {
 
     /// Takes the second message, writes the third.
     pub fn handle_answer(mut self, noise: &[u8], peer: &PeerId) -> Step<Proof, Self> {
-        let Some(payload) = read(&mut self.noise, noise) else { return Step::Again { this: self, proven: false } };
+        let Some(payload) = read(&mut self.noise, noise) else {
+            return Step::Again { this: self, proven: false };
+        };
         if !is_proof_of(peer, &payload, self.noise.get_remote_static()) {
             return Step::Refuse(Refusal::Identity);
         }

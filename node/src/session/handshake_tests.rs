@@ -3,13 +3,19 @@ use crate::invite::{Invite, Secret};
 use proptest::prelude::*;
 
 fn local(seed: u8, secret: u8) -> Local {
-    let room = Invite { room: "kitchen".parse().unwrap(), secret: Some(Secret::from_bytes([secret; 32])), rendezvous: vec![] };
+    let room = Invite {
+        room: "kitchen".parse().unwrap(),
+        secret: Some(Secret::from_bytes([secret; 32])),
+        rendezvous: vec![],
+    };
     Local::new(&Keypair::ed25519_from_bytes([seed; 32]).unwrap(), &room.secrets()).unwrap()
 }
 
 fn body(datagram: &[u8]) -> &[u8] {
     match Datagram::parse(datagram).unwrap() {
-        Datagram::Hello { noise, .. } | Datagram::Answer { noise, .. } | Datagram::Proof { noise, .. } => noise,
+        Datagram::Hello { noise, .. } | Datagram::Answer { noise, .. } | Datagram::Proof { noise, .. } => {
+            noise
+        }
         Datagram::Refusal { .. } => panic!("a refusal"),
     }
 }
@@ -29,6 +35,18 @@ fn both_ends_arrive_at_the_same_keys_and_name() {
     assert_eq!((lengths, proof.datagram.len()), ((75, 207), 175), "as docs/wire.md says");
     let Step::Done(keys) = answer.handle_proof(body(&proof.datagram)) else { panic!() };
     assert_eq!((proof.keys.send, proof.keys.receive, proof.keys.id), (keys.receive, keys.send, keys.id));
+}
+
+#[test]
+fn a_handshake_costs_about_a_millisecond() {
+    let (ana, ben) = (local(1, 7), local(2, 7));
+    let start = std::time::Instant::now();
+    for _ in 0..50 {
+        let (hello, answer) = call(&ana, &ben);
+        let Step::Done(proof) = hello.handle_answer(body(&answer.datagram), &ben.peer()) else { panic!() };
+        assert!(matches!(answer.handle_proof(body(&proof.datagram)), Step::Done(_)));
+    }
+    println!("handshake, both ends: {} us", start.elapsed().as_micros() / 50);
 }
 
 #[test]
@@ -91,7 +109,10 @@ fn an_identity_that_is_not_the_transports_is_refused_by_either_side() {
     };
     let eve_as_ben = disguised(&eve, 2);
     let (hello, answer) = call(&ana, &eve_as_ben);
-    assert!(matches!(hello.handle_answer(body(&answer.datagram), &ben.peer()), Step::Refuse(Refusal::Identity)));
+    assert!(matches!(
+        hello.handle_answer(body(&answer.datagram), &ben.peer()),
+        Step::Refuse(Refusal::Identity)
+    ));
     let eve_as_ana = disguised(&eve, 1);
     let (hello, answer) = call(&eve_as_ana, &ben);
     let Step::Done(proof) = hello.handle_answer(body(&answer.datagram), &ben.peer()) else { panic!() };

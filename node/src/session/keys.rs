@@ -66,7 +66,10 @@ impl SenderKey {
 
 impl std::fmt::Debug for SenderKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SenderKey").field("suite", &self.suite).field("kid", &self.kid).finish_non_exhaustive()
+        f.debug_struct("SenderKey")
+            .field("suite", &self.suite)
+            .field("kid", &self.kid)
+            .finish_non_exhaustive()
     }
 }
 

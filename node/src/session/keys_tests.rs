@@ -63,7 +63,11 @@ fn members_follow_a_ratchet_by_themselves_and_a_newcomer_cannot_read_the_past() 
     for opener in [&mut member, &mut newcomer] {
         assert_eq!(opened(opener, now, &present).unwrap(), b"after");
     }
-    assert_eq!(opened(&mut member, now, &past).unwrap(), b"before", "late frames of the step before still open");
+    assert_eq!(
+        opened(&mut member, now, &past).unwrap(),
+        b"before",
+        "late frames of the step before still open"
+    );
 }
 
 #[test]
@@ -127,7 +131,12 @@ fn an_opener_holds_a_bounded_number_of_keys() {
 #[test]
 fn a_step_announced_after_it_was_followed_changes_nothing() {
     let (mut key, mut sealer, mut opener, now) = pair();
-    let steps: Vec<_> = (0..3).map(|_| { key.ratchet().unwrap(); key.export() }).collect();
+    let steps: Vec<_> = (0..3)
+        .map(|_| {
+            key.ratchet().unwrap();
+            key.export()
+        })
+        .collect();
     sealer.use_key(&steps[2]);
     let datagram = sealed(&mut sealer, b"x");
     assert!(opened(&mut opener, now, &datagram).is_ok());
@@ -145,7 +154,11 @@ fn counters_run_on_over_key_changes_so_that_a_frame_has_one_name() {
     let mut counters = Vec::new();
     for turn in 0..6 {
         counters.push(sealer.seal(b"x", &mut out).unwrap());
-        if turn % 2 == 0 { key.ratchet().unwrap() } else { key.renew() }
+        if turn % 2 == 0 {
+            key.ratchet().unwrap()
+        } else {
+            key.renew()
+        }
         sealer.use_key(&key.export());
     }
     assert_eq!(counters, [0, 1, 2, 3, 4, 5]);
@@ -159,7 +172,7 @@ fn two_processes_of_one_identity_share_no_key() {
 }
 
 #[test]
-fn seal_and_open_take_no_memory_beyond_the_callers_buffers() {
+fn seal_and_open_work_in_the_callers_buffers_and_on_any_thread() {
     let (_, mut sealer, mut opener, now) = pair();
     let (mut datagram, mut packet) = (Vec::with_capacity(1200), Vec::with_capacity(1200));
     let places = (datagram.as_ptr(), packet.as_ptr());
@@ -173,7 +186,11 @@ fn seal_and_open_take_no_memory_beyond_the_callers_buffers() {
         opener.open(now, &datagram, &mut packet).unwrap();
         assert_eq!(packet, speech);
     }
-    println!("300 B, 10,000 frames: seal {} ns, seal and open {} ns a frame", sealing.as_nanos() / 10_000, start.elapsed().as_nanos() / 10_000);
+    println!(
+        "300 B, 10,000 frames: seal {} ns, seal and open {} ns a frame",
+        sealing.as_nanos() / 10_000,
+        start.elapsed().as_nanos() / 10_000
+    );
     assert_eq!((datagram.as_ptr(), packet.as_ptr()), places);
     fn is_send<T: Send>() {}
     is_send::<Sealer>();

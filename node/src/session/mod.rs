@@ -11,15 +11,22 @@
 
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 mod arq;
+pub(crate) mod bucket;
 mod channel;
 mod cipher;
 mod handshake;
 pub mod keys;
 pub mod replay;
+mod retry;
 pub mod sframe;
 
 use std::collections::VecDeque;
@@ -27,34 +34,32 @@ use std::time::{Duration, Instant};
 
 use libp2p_identity::PeerId;
 
+use bucket::Bucket;
 use channel::{Channel, Said};
 use handshake::{Answer, Datagram, Hello, NOT_THIS_ROOM, Proof, Step};
+use retry::{ANSWER_EVERY, Attempt, Due, Retry};
 
 pub use arq::{MAX_MESSAGE, MAX_QUEUED};
 pub use channel::{KEEP_ALIVE, LOST_AFTER, MAX_UNRELIABLE, MAX_UNRELIABLE_QUEUE};
 pub use cipher::CHANNEL;
 pub use handshake::{HANDSHAKE, Local, VERSION};
+pub use retry::{FIRST_RETRY, HANDSHAKE_TIMEOUT, MAX_RETRY};
 
 /// Longest datagram that a session gives out, in bytes.
 pub const MAX_DATAGRAM: usize = 1100;
-/// Least time before a handshake message is sent again; twice the round trip where that is known and longer.
-pub const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Most time between two sendings of a handshake message.
-pub const MAX_RETRY: Duration = Duration::from_millis(600);
-/// When a handshake gives up.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a call of the peer's keeps ours back: it may be a late copy of an old one, which gets nowhere.
+pub const CALL_ANYWAY: Duration = Duration::from_secs(2);
 /// Handshakes that one peer may start at once, each costing us some 0.3 ms; beyond, its calls are dropped unread.
 pub const MAX_CALLS: u32 = 8;
 /// How often a peer that used up [`MAX_CALLS`] may call again.
 pub const CALL_EVERY: Duration = Duration::from_secs(1);
-/// Least time between answers to repeated handshake messages.
-const ANSWER_EVERY: Duration = Duration::from_millis(20);
-
 /// No session can be made with this identity on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Key generation or signing failed.
-    #[error("cannot make session keys; the identity must be an ed25519 key and the system must give random numbers")]
+    #[error(
+        "cannot make session keys; the identity must be an ed25519 key and the system must give random numbers"
+    )]
     Crypto,
 }
 
@@ -185,20 +190,6 @@ enum Calling {
     Proof(Box<(Attempt<Proof>, Channel)>),
 }
 
-/// A handshake message that is sent until the next one comes.
-struct Attempt<Phase> {
-    phase: Phase,
-    retry: Retry,
-}
-
-struct Retry {
-    at: Instant,
-    wait: Duration,
-    until: Instant,
-    refusal: Option<u8>,
-    failed_proof: Option<Vec<u8>>,
-}
-
 impl Session {
     /// An idle session with `peer`, whose PeerId the transport has verified.
     pub fn new(local: &Local, peer: PeerId, now: Instant) -> Self {
@@ -212,7 +203,7 @@ impl Session {
             turned_down: None,
             wanted: false,
             rtt_hint: None,
-            calls: Bucket { tokens: MAX_CALLS, filled: now },
+            calls: Bucket::new(MAX_CALLS, CALL_EVERY, now),
             answered_at: None,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
@@ -243,7 +234,9 @@ impl Session {
         self.now = now;
         match datagram.first() {
             Some(&HANDSHAKE) => match Datagram::parse(datagram) {
-                Some(Datagram::Hello { id, version, tag, noise }) => self.handle_hello(now, id, version, tag, noise),
+                Some(Datagram::Hello { id, version, tag, noise }) => {
+                    self.handle_hello(now, id, version, tag, noise)
+                }
                 Some(Datagram::Answer { id, noise }) => self.handle_answer(now, id, noise),
                 Some(Datagram::Proof { id, noise }) => self.handle_proof(now, id, noise),
                 Some(Datagram::Refusal { id, reason }) => self.handle_refusal(now, id, reason),
@@ -274,8 +267,9 @@ impl Session {
             Calling::Proof(proof) => proof.0.retry.next(),
         });
         let answering = self.answering.as_ref().map(|attempt| attempt.retry.next());
+        let anyway = self.call_anyway_at();
         let channel = self.channel.as_ref().and_then(|channel| channel.poll_timeout(self.now));
-        [at_once, calling, answering, channel].into_iter().flatten().min()
+        [at_once, calling, answering, anyway, channel].into_iter().flatten().min()
     }
 
     /// Sends a message reliably and in order, at most [`MAX_MESSAGE`] bytes.
@@ -546,6 +540,9 @@ impl Session {
             Some(Due::GiveUp) => (self.answering, gave_up) = (None, true),
             _ => {}
         }
+        if self.call_anyway_at().is_some_and(|at| at <= now) {
+            self.call(now);
+        }
         if gave_up && self.wanted && !self.is_connecting() {
             self.wanted = false;
             self.events.push_back(Event::TimedOut);
@@ -554,6 +551,12 @@ impl Session {
             self.channel = None;
             self.events.push_back(Event::Lost);
         }
+    }
+
+    /// When to stop waiting for the peer's own call to get on, where ours is wanted.
+    fn call_anyway_at(&self) -> Option<Instant> {
+        let theirs = self.answering.as_ref().filter(|_| self.wanted && self.calling.is_none())?;
+        theirs.retry.started().checked_add(CALL_ANYWAY)
     }
 
     fn may_answer(&mut self, now: Instant) -> bool {
@@ -565,10 +568,7 @@ impl Session {
     }
 
     fn retry(&self, now: Instant) -> Retry {
-        let hint = self.rtt_hint.map_or(FIRST_RETRY, |rtt| rtt.saturating_mul(2));
-        let wait = hint.clamp(FIRST_RETRY, MAX_RETRY);
-        let after = |wait| now.checked_add(wait).unwrap_or(now);
-        Retry { at: after(wait), wait, until: after(HANDSHAKE_TIMEOUT), refusal: None, failed_proof: None }
+        Retry::new(now, self.rtt_hint)
     }
 
     fn first_rtt(&self) -> arq::Rtt {
@@ -577,68 +577,6 @@ impl Session {
             rtt.hint(hint);
         }
         rtt
-    }
-}
-
-enum Due {
-    Nothing,
-    Send(Vec<u8>),
-    GiveUp,
-}
-
-impl Retry {
-    fn next(&self) -> Instant {
-        self.at.min(self.until)
-    }
-
-    fn run(&mut self, now: Instant, datagram: &[u8]) -> Due {
-        if now >= self.until {
-            return Due::GiveUp;
-        }
-        if now < self.at {
-            return Due::Nothing;
-        }
-        // A fifth longer each time: at 30 % loss a doubling would leave too few tries within 3 s.
-        self.wait = (self.wait.saturating_mul(6) / 5).min(MAX_RETRY);
-        self.delay(now);
-        Due::Send(datagram.to_vec())
-    }
-
-    /// Puts the next sending off: one went out just now.
-    fn delay(&mut self, now: Instant) {
-        self.at = now.checked_add(self.wait).unwrap_or(self.until);
-    }
-
-    /// Whether to send at once because the peer repeated itself, which shows that ours was lost.
-    fn hurry(&mut self, now: Instant) -> bool {
-        let sent = self.at.checked_sub(self.wait).unwrap_or(now);
-        let free = now.saturating_duration_since(sent) >= ANSWER_EVERY;
-        if free {
-            self.delay(now);
-        }
-        free
-    }
-}
-
-/// A token bucket: [`MAX_CALLS`] at once, one more every [`CALL_EVERY`].
-struct Bucket {
-    tokens: u32,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn take(&mut self, now: Instant) -> bool {
-        while self.tokens < MAX_CALLS {
-            let Some(next) = self.filled.checked_add(CALL_EVERY).filter(|next| *next <= now) else { break };
-            self.filled = next;
-            self.tokens = self.tokens.saturating_add(1);
-        }
-        if self.tokens == MAX_CALLS {
-            self.filled = now;
-        }
-        let free = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        free
     }
 }
 

@@ -4,6 +4,7 @@
 pub const WINDOW: u64 = BITS - 64;
 const BITS: u64 = 4096;
 const WORDS: usize = 64;
+const WORD_MASK: u64 = WORDS as u64 - 1;
 
 /// The counters seen under one key. Ask [`ReplayWindow::check`] first, [`ReplayWindow::accept`] once the datagram has
 /// authenticated: a forgery moves nothing.
@@ -54,7 +55,7 @@ impl ReplayWindow {
 }
 
 fn word(counter: u64) -> usize {
-    ((counter >> 6) & (WORDS as u64 - 1)) as usize
+    ((counter >> 6) & WORD_MASK) as usize
 }
 
 fn bit(counter: u64) -> u64 {

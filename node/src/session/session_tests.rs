@@ -101,7 +101,10 @@ impl World {
         loop {
             let arrivals = self.flying.iter().map(|(at, ..)| *at).min();
             let timeouts = self.ends.iter().flatten().filter_map(Session::poll_timeout).min();
-            let Some(next) = [arrivals, timeouts].into_iter().flatten().min().filter(|at| *at <= until) else { break };
+            let Some(next) = [arrivals, timeouts].into_iter().flatten().min().filter(|at| *at <= until)
+            else {
+                break;
+            };
             assert!(next > self.now || arrivals == Some(next), "a timeout in the past spins");
             self.now = next.max(self.now);
             let now = self.now;
@@ -166,9 +169,12 @@ fn at_30_percent_loss_95_of_100_handshakes_take_at_most_3_seconds() {
     for hint in [None, Some(ONE_WAY * 2)] {
         let mut times: Vec<Duration> = (0..300)
             .map(|seed| {
-                let mut world = World::new(Link { loss: 0.3, ..Link::default() }, seed, [&locals[0], &locals[1]]);
+                let mut world =
+                    World::new(Link { loss: 0.3, ..Link::default() }, seed, [&locals[0], &locals[1]]);
                 for at in [0, 1] {
-                    hint.map(|rtt| world.end(at).set_rtt_hint(rtt));
+                    if let Some(rtt) = hint {
+                        world.end(at).set_rtt_hint(rtt);
+                    }
                 }
                 world.connect(0);
                 world.run(Duration::from_secs(11));
@@ -180,7 +186,11 @@ fn at_30_percent_loss_95_of_100_handshakes_take_at_most_3_seconds() {
         let percentile = |p: usize| times[times.len() * p / 100];
         println!(
             "handshake at 30 % loss, 60 ms one way, hint {hint:?}: p50 {:?} p90 {:?} p95 {:?} p99 {:?} max {:?}",
-            percentile(50), percentile(90), percentile(95), percentile(99), times.last().unwrap()
+            percentile(50),
+            percentile(90),
+            percentile(95),
+            percentile(99),
+            times.last().unwrap()
         );
         assert!(percentile(95) <= Duration::from_secs(3));
         assert!(percentile(99) <= Duration::from_secs(8));
@@ -209,7 +219,8 @@ fn both_calling_at_once_end_in_one_session() {
 #[test]
 fn a_wrong_secret_is_refused_on_both_sides() {
     for (mine, theirs) in [(Some(1), Some(2)), (None, Some(2)), (Some(1), None)] {
-        let mut world = World::new(Link::default(), 1, [&local(1, "kitchen", mine), &local(2, "kitchen", theirs)]);
+        let mut world =
+            World::new(Link::default(), 1, [&local(1, "kitchen", mine), &local(2, "kitchen", theirs)]);
         world.connect(0);
         world.run(Duration::from_secs(15));
         assert_eq!(world.kinds(0), [Event::Refused { reason: Refusal::WrongSecret, by: Side::Them }]);
@@ -220,7 +231,8 @@ fn a_wrong_secret_is_refused_on_both_sides() {
 
 #[test]
 fn another_room_is_no_alarm() {
-    let mut world = World::new(Link::default(), 1, [&local(1, "kitchen", Some(1)), &local(2, "garden", Some(1))]);
+    let mut world =
+        World::new(Link::default(), 1, [&local(1, "kitchen", Some(1)), &local(2, "garden", Some(1))]);
     world.connect(0);
     world.run(Duration::from_secs(15));
     assert_eq!(world.kinds(0), [Event::NotThisRoom]);
@@ -258,6 +270,22 @@ fn nobody_answering_ends_in_a_timeout() {
     assert_eq!(world.events[0], [(HANDSHAKE_TIMEOUT, Event::TimedOut)]);
     assert!(world.tape.len() < 40, "{} datagrams to a silent peer", world.tape.len());
     assert_eq!(world.end(0).poll_timeout(), None, "an idle session wants nothing");
+}
+
+#[test]
+fn an_old_call_that_arrives_late_delays_ours_by_two_seconds_at_most() {
+    let mut old = two(Link::default(), 2);
+    old.connect(0);
+    let (_, stale) = old.tape[0].clone();
+    let mut world = two(Link::default(), 2);
+    let now = world.now;
+    world.end(1).handle_datagram(now, &stale);
+    world.connect(1);
+    world.run(Duration::from_secs(3));
+    for at in [0, 1] {
+        assert_eq!(world.kinds(at).iter().filter(|event| is_established(event)).count(), 1);
+        assert!(world.established_at(at).unwrap() <= CALL_ANYWAY + ONE_WAY * 4);
+    }
 }
 
 #[test]
@@ -354,10 +382,11 @@ fn a_goodbye_is_heard_at_once_and_a_forged_one_never() {
     let forged = [&[CHANNEL][..], &[0; 12], &[6; 20]].concat();
     let now = world.now;
     world.end(1).handle_datagram(now, &forged);
-    world.say(0, b"last words");
+    let last_words = vec![b'w'; 6000];
+    world.end(0).send_message(now, last_words.clone()).unwrap();
     world.end(0).close(now);
     world.run(Duration::from_secs(1));
-    assert_eq!(world.kinds(1), [Event::Message(b"last words".to_vec()), Event::Closed]);
+    assert_eq!(world.kinds(1), [Event::Message(last_words), Event::Closed]);
     assert!(!world.end(0).is_established() && !world.end(1).is_established());
     assert_eq!(world.end(1).send_message(now, vec![1]), Err(SendError::NotEstablished));
 }
@@ -412,16 +441,23 @@ fn an_unfinished_handshake_leaves_the_established_session_alone() {
     world.say(0, b"still us");
     world.say(1, b"indeed");
     world.run(Duration::from_secs(1));
-    assert_eq!((world.messages(1), world.messages(0)), (vec![b"still us".to_vec()], vec![b"indeed".to_vec()]));
+    assert_eq!(
+        (world.messages(1), world.messages(0)),
+        (vec![b"still us".to_vec()], vec![b"indeed".to_vec()])
+    );
 }
 
 #[test]
 fn a_refusal_never_ends_an_established_session_nor_another_handshake() {
     let mut world = established(Link::default(), 10);
-    let ids: Vec<u64> = world.tape.iter().filter_map(|(_, d)| match Datagram::parse(d)? {
-        Datagram::Hello { id, .. } => Some(id),
-        _ => None,
-    }).collect();
+    let ids: Vec<u64> = world
+        .tape
+        .iter()
+        .filter_map(|(_, d)| match Datagram::parse(d)? {
+            Datagram::Hello { id, .. } => Some(id),
+            _ => None,
+        })
+        .collect();
     let now = world.now;
     world.end(0).connect(now);
     for id in ids.into_iter().chain([0, u64::MAX]) {
@@ -502,7 +538,10 @@ fn bounds_hold_exactly() {
     assert_eq!(end.send_message(now, vec![0; MAX_MESSAGE]), Ok(()));
     let too_long = |length, most| Err(SendError::TooLong { length, most });
     assert_eq!(end.send_message(now, vec![0; MAX_MESSAGE + 1]), too_long(MAX_MESSAGE + 1, MAX_MESSAGE));
-    assert_eq!(end.send_unreliable(now, &[0; MAX_UNRELIABLE + 1]), too_long(MAX_UNRELIABLE + 1, MAX_UNRELIABLE));
+    assert_eq!(
+        end.send_unreliable(now, &[0; MAX_UNRELIABLE + 1]),
+        too_long(MAX_UNRELIABLE + 1, MAX_UNRELIABLE)
+    );
     for n in 0..MAX_UNRELIABLE_QUEUE as u8 + 5 {
         end.send_unreliable(now, &[n; MAX_UNRELIABLE]).unwrap();
     }

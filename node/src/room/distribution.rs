@@ -1,0 +1,239 @@
+//! Who gets our sending key, and when it changes: the seam behind which MLS (RFC 9420) could stand in large rooms.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use libp2p_identity::PeerId;
+
+use crate::session::keys::{OwnKey, SenderKey};
+
+/// Longest that frames are still sealed under a key which somebody who left has.
+pub const SWITCH_AFTER: Duration = Duration::from_millis(500);
+
+/// What a way of distributing keys is told, and asked. After any `handle_*`: `poll_output` until `None`, and again at
+/// `poll_timeout`.
+pub trait KeyDistribution: Send {
+    /// A member is there, new or restarted: it must be able to read what comes, and nothing that was.
+    fn handle_joined(&mut self, now: Instant, peer: PeerId);
+    /// A member is gone: it must not read on for longer than [`SWITCH_AFTER`].
+    fn handle_left(&mut self, now: Instant, peer: PeerId);
+    /// A member has the key of this id.
+    fn handle_ack(&mut self, now: Instant, peer: PeerId, kid: u64);
+    /// What to do next.
+    fn poll_output(&mut self, now: Instant) -> Option<KeyOutput>;
+    /// When to ask again if nothing else happens.
+    fn poll_timeout(&self) -> Option<Instant>;
+}
+
+/// What follows from a change of members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyOutput {
+    /// Tell one member the key, inside its session.
+    Send {
+        /// Whom.
+        to: PeerId,
+        /// The key.
+        key: SenderKey,
+    },
+    /// Seal under this key from now on.
+    Seal(SenderKey),
+}
+
+/// Every member gets the key inside its own pairwise session: N-1 messages of some 50 bytes for each change.
+///
+/// Join: ratchet at once; members can follow by themselves, and are told all the same so that nobody who heard nothing
+/// for long falls behind. Leave: a fresh random key goes to those who remain, and is used once all of them have it or
+/// [`SWITCH_AFTER`] has passed.
+pub struct PairwiseKeys {
+    current: OwnKey,
+    pending: Option<Pending>,
+    members: BTreeSet<PeerId>,
+    outputs: VecDeque<KeyOutput>,
+}
+
+struct Pending {
+    key: OwnKey,
+    waiting: BTreeSet<PeerId>,
+    at: Instant,
+}
+
+impl Default for PairwiseKeys {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PairwiseKeys {
+    /// A fresh random key and no members; the first output says to seal under it.
+    pub fn new() -> Self {
+        let current = OwnKey::random();
+        let outputs = VecDeque::from([KeyOutput::Seal(current.export())]);
+        Self { current, pending: None, members: BTreeSet::new(), outputs }
+    }
+
+    /// Announces a fresh key to all members; an announced one that is not in use yet is replaced, its time kept.
+    fn renew(&mut self, now: Instant) {
+        let (mut key, until) = match self.pending.take() {
+            Some(pending) => (pending.key, Some(pending.at)),
+            None => (self.current.clone(), now.checked_add(SWITCH_AFTER)),
+        };
+        key.renew();
+        self.announce(&key);
+        let at = until.unwrap_or(now);
+        self.pending = Some(Pending { key, waiting: self.members.clone(), at });
+        self.switch_if_due(now);
+    }
+
+    fn announce(&mut self, key: &OwnKey) {
+        self.outputs.extend(self.members.iter().map(|to| KeyOutput::Send { to: *to, key: key.export() }));
+    }
+
+    fn switch_if_due(&mut self, now: Instant) {
+        if let Some(pending) = self.pending.take_if(|pending| pending.waiting.is_empty() || pending.at <= now)
+        {
+            self.current = pending.key;
+            self.outputs.push_back(KeyOutput::Seal(self.current.export()));
+        }
+    }
+}
+
+impl KeyDistribution for PairwiseKeys {
+    fn handle_joined(&mut self, now: Instant, peer: PeerId) {
+        self.members.insert(peer);
+        if let Some(pending) = &self.pending {
+            // Nothing was sealed under this key yet: it says nothing of the past.
+            self.outputs.push_back(KeyOutput::Send { to: peer, key: pending.key.export() });
+        } else if self.current.ratchet().is_ok() {
+            self.outputs.push_back(KeyOutput::Seal(self.current.export()));
+            let key = self.current.clone();
+            self.announce(&key);
+        } else {
+            self.renew(now);
+        }
+    }
+
+    fn handle_left(&mut self, now: Instant, peer: PeerId) {
+        if self.members.remove(&peer) {
+            self.renew(now);
+        }
+    }
+
+    fn handle_ack(&mut self, now: Instant, peer: PeerId, kid: u64) {
+        if let Some(pending) = self.pending.as_mut().filter(|pending| pending.key.kid() == kid) {
+            pending.waiting.remove(&peer);
+        }
+        self.switch_if_due(now);
+    }
+
+    fn poll_output(&mut self, now: Instant) -> Option<KeyOutput> {
+        self.switch_if_due(now);
+        self.outputs.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.pending.as_ref().map(|pending| pending.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(keys: &mut PairwiseKeys, now: Instant) -> (Vec<PeerId>, Option<u64>) {
+        let (mut told, mut sealing) = (Vec::new(), None);
+        while let Some(output) = keys.poll_output(now) {
+            match output {
+                KeyOutput::Send { to, .. } => told.push(to),
+                KeyOutput::Seal(key) => sealing = Some(key.kid()),
+            }
+        }
+        told.sort();
+        (told, sealing)
+    }
+
+    fn with_members(count: usize) -> (PairwiseKeys, Vec<PeerId>, Instant) {
+        let (now, mut keys) = (Instant::now(), PairwiseKeys::new());
+        let mut peers: Vec<_> = (0..count).map(|_| PeerId::random()).collect();
+        peers.sort();
+        for peer in &peers {
+            keys.handle_joined(now, *peer);
+        }
+        drain(&mut keys, now);
+        (keys, peers, now)
+    }
+
+    #[test]
+    fn a_join_takes_the_next_step_at_once_and_everybody_is_told() {
+        let (mut keys, mut peers, now) = with_members(3);
+        let before = keys.current.kid();
+        let newcomer = PeerId::random();
+        keys.handle_joined(now, newcomer);
+        peers.push(newcomer);
+        peers.sort();
+        assert_eq!(drain(&mut keys, now), (peers, Some(before + 1)));
+    }
+
+    #[test]
+    fn after_a_leave_the_new_key_is_used_when_all_have_it() {
+        let (mut keys, peers, now) = with_members(3);
+        keys.handle_left(now, peers[0]);
+        assert_eq!(drain(&mut keys, now), (peers[1..].to_vec(), None));
+        let kid = keys.pending.as_ref().unwrap().key.kid();
+        keys.handle_ack(now, peers[1], kid);
+        keys.handle_ack(now, peers[2], kid - 1);
+        keys.handle_ack(now, peers[0], kid);
+        assert_eq!(drain(&mut keys, now), (vec![], None));
+        keys.handle_ack(now, peers[2], kid);
+        assert_eq!(drain(&mut keys, now), (vec![], Some(kid)));
+        assert_eq!(keys.poll_timeout(), None);
+    }
+
+    #[test]
+    fn who_does_not_acknowledge_delays_the_new_key_by_half_a_second_at_most() {
+        let (mut keys, peers, now) = with_members(3);
+        keys.handle_left(now, peers[0]);
+        drain(&mut keys, now);
+        // A second leaver must not push the first one's end back, and must not know the key in use then.
+        let later = now + Duration::from_millis(400);
+        let announced = keys.pending.as_ref().unwrap().key.kid();
+        keys.handle_left(later, peers[1]);
+        drain(&mut keys, later);
+        assert_eq!(keys.poll_timeout(), Some(now + SWITCH_AFTER));
+        let (_, sealing) = drain(&mut keys, now + SWITCH_AFTER);
+        assert_eq!(sealing, Some(keys.current.kid()));
+        assert!(keys.current.kid() > announced);
+    }
+
+    #[test]
+    fn who_joins_while_a_new_key_is_on_its_way_gets_that_one_only() {
+        let (mut keys, peers, now) = with_members(3);
+        keys.handle_left(now, peers[0]);
+        drain(&mut keys, now);
+        let newcomer = PeerId::random();
+        keys.handle_joined(now, newcomer);
+        let pending = keys.pending.as_ref().unwrap().key.export();
+        assert_eq!(keys.poll_output(now), Some(KeyOutput::Send { to: newcomer, key: pending }));
+        assert_eq!(keys.poll_output(now), None);
+    }
+
+    #[test]
+    fn the_last_one_to_remain_seals_under_a_key_that_nobody_else_has() {
+        let (mut keys, peers, now) = with_members(1);
+        keys.handle_left(now, peers[0]);
+        let (told, sealing) = drain(&mut keys, now);
+        assert!(told.is_empty() && sealing == Some(keys.current.kid()));
+    }
+
+    #[test]
+    fn a_peer_that_restarts_forever_never_runs_the_ratchet_out() {
+        let (mut keys, peers, mut now) = with_members(2);
+        for _ in 0..100 {
+            let before = keys.current.kid();
+            keys.handle_joined(now, peers[0]);
+            drain(&mut keys, now);
+            now += SWITCH_AFTER;
+            drain(&mut keys, now);
+            assert!(keys.current.kid() > before);
+        }
+    }
+}

@@ -1,10 +1,10 @@
 //! Real devices, as far as a machine without any can have them: a PulseAudio server with a null sink, whose monitor
 //! hears what is played. Measures the loop, pulls the server away and gives it back. Needs the `pulseaudio` binary;
-//! says `skipped: no pulseaudio` otherwise. The environment is the server's address, so all of it is one test.
+//! says `skipped: no pulseaudio` otherwise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use hallway::audio::{
     Audio, AudioConfig, AudioEvent, End, InputSpec, OutputSpec, list_devices, monotonic_ns,
 };
 
+/// The environment variable that says where the server of this test lives.
+const SERVER_AT: &str = "HALLWAY_TEST_SOUND_SERVER";
 /// Frames of the click train's period: longer than any loop delay here.
 const EVERY: u64 = 24_000;
 
@@ -95,7 +97,7 @@ impl Clicks {
             }
             while audio.playback.space() > 0 {
                 let mut pcm = [0.0; 120];
-                if self.played % EVERY == 0 {
+                if self.played.is_multiple_of(EVERY) {
                     pcm[0] = 0.9;
                     self.heard_at.push(audio.playback.heard_at_ns());
                     self.written_at.push(now);
@@ -112,11 +114,12 @@ impl Clicks {
     fn loops(&self) -> (Vec<f64>, Vec<f64>) {
         let (mut whole, mut estimated) = (Vec::new(), Vec::new());
         for (written, heard) in self.written_at.iter().zip(&self.heard_at) {
-            if let Some((captured, read)) = self.captured.iter().find(|(_, read)| read > written) {
-                if read - written < 300_000_000 {
-                    whole.push((read - written) as f64 / 1e6);
-                    estimated.push(*captured as f64 / 1e6 - *heard as f64 / 1e6);
-                }
+            let Some((captured, read)) = self.captured.iter().find(|(_, read)| read > written) else {
+                continue;
+            };
+            if read - written < 300_000_000 {
+                whole.push((read - written) as f64 / 1e6);
+                estimated.push(*captured as f64 / 1e6 - *heard as f64 / 1e6);
             }
         }
         (whole, estimated)
@@ -133,6 +136,32 @@ fn cpu_ms() -> f64 {
     stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6
 }
 
+/// What a second of waiting on simulated cards costs, printed beside the device's figure for comparison.
+fn simulated_cost() -> f64 {
+    let config =
+        AudioConfig { input: InputSpec::Tone(440.0), output: OutputSpec::Null, ..AudioConfig::default() };
+    let mut audio = Audio::open(config).unwrap();
+    let mut clicks = Clicks::default();
+    let (cpu, wall) = (cpu_ms(), Instant::now());
+    assert!(clicks.run(&mut audio, |c| c.blocks >= 400, Duration::from_secs(3)), "400 periods last a second");
+    (cpu_ms() - cpu) / (wall.elapsed().as_secs_f64() * 1e3) * 100.0
+}
+
+/// Runs this test once more in a process whose environment names the server: an environment is set before a program
+/// starts, not under its threads.
+fn again_with_a_server_of_our_own() {
+    let runtime = tempfile::tempdir().unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_null_sink_is_heard_within_milliseconds_and_survives_its_server", "--nocapture"])
+        .env(SERVER_AT, runtime.path())
+        .env("PULSE_SERVER", format!("unix:{}", runtime.path().join("native").display()))
+        .env("XDG_RUNTIME_DIR", runtime.path())
+        .env("HOME", runtime.path())
+        .status()
+        .unwrap();
+    assert!(status.success(), "see above");
+}
+
 #[test]
 fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     if Command::new("pulseaudio")
@@ -145,15 +174,10 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
         println!("skipped: no pulseaudio");
         return;
     }
-    let runtime = tempfile::tempdir().unwrap();
-    // SAFETY: the only test of this binary, before any thread of it runs.
-    #[allow(unsafe_code)]
-    unsafe {
-        std::env::set_var("PULSE_SERVER", format!("unix:{}", runtime.path().join("native").display()));
-        std::env::set_var("XDG_RUNTIME_DIR", runtime.path());
-        std::env::set_var("HOME", runtime.path());
-    }
-    let Some(server) = Server::start(runtime.path()) else {
+    let Some(runtime) = std::env::var_os(SERVER_AT).map(PathBuf::from) else {
+        return again_with_a_server_of_our_own();
+    };
+    let Some(server) = Server::start(&runtime) else {
         println!("skipped: no pulseaudio (it does not start here)");
         return;
     };
@@ -174,7 +198,7 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     let mut clicks = Clicks::default();
     assert!(clicks.run(&mut audio, |c| c.captured.len() >= 2, Duration::from_secs(5)), "nothing was heard");
     let (cpu, wall) = (cpu_ms(), Instant::now());
-    assert!(clicks.run(&mut audio, |c| c.captured.len() >= 6, Duration::from_secs(5)), "the clicks stopped");
+    assert!(clicks.run(&mut audio, |c| c.captured.len() >= 5, Duration::from_secs(5)), "the clicks stopped");
     let share = (cpu_ms() - cpu) / (wall.elapsed().as_secs_f64() * 1e3) * 100.0;
     let (whole, estimated) = clicks.loops();
     println!("round trip, write to read: {:.1} ms of {whole:.1?}", median(whole.clone()));
@@ -192,6 +216,8 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     assert!(clicks.events.iter().any(|e| matches!(e, AudioEvent::InputStarted { rate_hz: 48_000, .. })));
     assert!(clicks.events.iter().any(|e| matches!(e, AudioEvent::OutputStarted { rate_hz: 48_000, .. })));
 
+    println!("media thread on simulated cards: {:.2} % of a core", simulated_cost());
+
     drop(server);
     let lost = |end: End| {
         move |c: &Clicks| {
@@ -207,7 +233,7 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     );
 
     let back = Instant::now();
-    let server = Server::start(runtime.path()).expect("it started before");
+    let server = Server::start(&runtime).expect("it started before");
     let again = |end: End| {
         move |c: &Clicks| {
             c.events.iter().any(|e| matches!(e, AudioEvent::DeviceReopened { end: back, .. } if *back == end))

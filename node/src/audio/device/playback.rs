@@ -37,8 +37,6 @@ const MAX_LATENCY_NS: u64 = 500 * NS_PER_MS;
 const SMOOTHING: f64 = 1.0 / 64.0;
 /// Difference at which the estimate starts anew.
 const JUMP_NS: f64 = 50e6;
-/// How long after a foreseen callback its traces are looked for.
-const SOON_NS: u64 = 100_000;
 /// Shortest sleep when a callback is later than foreseen.
 const NAP_NS: u64 = 250_000;
 
@@ -218,10 +216,15 @@ impl LivePlayback {
         if self.space(now_ns) > 0 {
             return now_ns;
         }
-        // Filled already for the callback foreseen: look again when it should have been.
-        let callback = self.next_callback_ns();
-        let fill_at = callback.saturating_sub(self.pace.lead_ns);
-        [fill_at, callback + SOON_NS].into_iter().find(|at| *at > now_ns).unwrap_or(now_ns + NAP_NS)
+        // Filled already for the callback that is foreseen: the one after it is next.
+        let count = u64::from(self.last.count);
+        [1, 2]
+            .map(|ahead| {
+                self.track.time_of(self.last.frames + ahead * count).saturating_sub(self.pace.lead_ns)
+            })
+            .into_iter()
+            .find(|fill_at| *fill_at > now_ns)
+            .unwrap_or(now_ns + NAP_NS)
     }
 
     fn heard_at_ns(&self, now_ns: u64) -> u64 {

@@ -44,6 +44,9 @@ pub const OPEN_PATIENCE: Duration = Duration::from_secs(12);
 /// Longest wait in [`Client::leave`] until the goodbye is out.
 pub const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// A refused registration is tried again after this at the earliest, [`LONGEST`] at the latest.
+const REFUSED_LEAST: Duration = Duration::from_secs(4);
+
 /// Server messages read: this many at once …
 const MESSAGE_BURST: u32 = 512;
 
@@ -288,7 +291,13 @@ pub(super) enum End {
     /// We left, or nobody takes the events any more.
     Left,
     /// To be tried again.
-    Lost(LostWhy),
+    Lost(Box<LostWhy>),
+}
+
+impl<E: Into<LostWhy>> From<E> for End {
+    fn from(why: E) -> Self {
+        Self::Lost(Box::new(why.into()))
+    }
 }
 
 pub(super) struct Session {
@@ -314,7 +323,7 @@ impl Session {
             let began = now();
             let why = match self.once().await {
                 Err(End::Left) => return,
-                Err(End::Lost(why)) => why,
+                Err(End::Lost(why)) => *why,
             };
             // A server that takes us in and throws us out again is not asked faster for it.
             if now().saturating_duration_since(began) > LONGEST.saturating_add(OPEN_PATIENCE) {
@@ -343,14 +352,14 @@ impl Session {
             Ok(Ok(opened)) => {
                 let server = opened.peer;
                 let end = self.watch(opened).await;
-                if matches!(end, Err(End::Lost(LostWhy::Silent))) {
+                if matches!(&end, Err(End::Lost(why)) if **why == LostWhy::Silent) {
                     self.opener.close(server).await;
                 }
                 end
             }
             Ok(Err(OpenError::Unsupported)) => self.poll_plainly().await,
-            Ok(Err(error)) => Err(End::Lost(error.into())),
-            Err(_) => Err(End::Lost(self.give_up_on_connection().await)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(self.give_up_on_connection().await.into()),
         }
     }
 
@@ -409,8 +418,8 @@ impl Session {
                 message = messages.next() => {
                     let message = match message {
                         Some(Ok(Ok(message))) => message,
-                        Some(Ok(Err(error))) => return Err(End::Lost(error.into())),
-                        Some(Err(_)) | None => return Err(End::Lost(LostWhy::Silent)),
+                        Some(Ok(Err(error))) => return Err(error.into()),
+                        Some(Err(_)) | None => return Err(LostWhy::Silent.into()),
                     };
                     while !pace.take(now()) {
                         sleep(Duration::from_millis(50)).await;
@@ -443,7 +452,7 @@ impl Session {
         if let Some(bye) = message.bye {
             let why = Status::try_from(bye.status).unwrap_or(Status::InternalError);
             let why = if why == Status::Ok { LostWhy::Closing } else { LostWhy::Refused { why } };
-            return Err(End::Lost(why));
+            return Err(why.into());
         }
         if !relation.connected {
             relation.connected = true;
@@ -453,7 +462,7 @@ impl Session {
         if let Some(registered) = message.registered {
             let event = outcome(&registered);
             if matches!(event, ClientEvent::RegisterRefused { .. }) {
-                let wait = self.backoff.between(LONGEST / 2, LONGEST);
+                let wait = self.backoff.between(REFUSED_LEAST, LONGEST);
                 relation.again_at = now().checked_add(wait);
             }
             self.emit(event).await?;
@@ -506,7 +515,7 @@ impl Session {
     pub(super) fn presence(&self) -> Result<Presence, End> {
         let addresses = self.wish.borrow().addresses.clone();
         let signed_peer_record = record::sign(&self.config.keypair, &addresses, self.form)
-            .map_err(|e| End::Lost(LostWhy::Broken { detail: format!("our key does not sign: {e}") }))?;
+            .map_err(|e| LostWhy::Broken { detail: format!("our key does not sign: {e}") })?;
         Ok(Presence { signed_peer_record, ttl: self.config.ttl.as_secs() })
     }
 }
@@ -531,8 +540,8 @@ async fn at(when: Option<Instant>) {
 
 async fn send<S: AsyncWrite + Unpin>(to: &mut S, message: &impl Message) -> Result<(), End> {
     match timeout(STREAM_PATIENCE, wire::write(to, message)).await {
-        Ok(written) => written.map_err(|e| End::Lost(e.into())),
-        Err(_) => Err(End::Lost(LostWhy::Silent)),
+        Ok(written) => Ok(written?),
+        Err(_) => Err(LostWhy::Silent.into()),
     }
 }
 

@@ -198,7 +198,7 @@ impl Hub {
                 _ => return Err(Status::InternalError),
             };
             let room = self.store.room(ns);
-            let id = self.watchers.open(guest.peer, room, door)?;
+            let id = self.watchers.open(guest.peer, guest.prefix, room, door)?;
             Ok(Watching { id, guest, room, door })
         });
         let watching = self.counted(guest, opened)?;
@@ -539,5 +539,30 @@ mod tests {
         let (_, first) = hub.open_watch(now, ana.guest, "hall", &[], refused, &here()).unwrap();
         assert_eq!(first[0].registered.as_ref().unwrap().status, Some(101));
         assert_eq!(hub.counts().2, 1);
+    }
+
+    #[test]
+    fn a_thousand_greedy_strangers_leave_room_for_an_honest_pair() {
+        let (mut hub, now) = (hub(), Instant::now());
+        for n in 0..1000 {
+            let stranger = person();
+            let presented = stranger.presented();
+            for room in 0..33 {
+                let namespace = format!("guess {n} {room}");
+                let _ = hub.register(now, stranger.guest, Some(&namespace), presented.clone());
+                let _ = hub.open_watch(now, stranger.guest, &namespace, &[1; 16], None, &here());
+            }
+        }
+        let (registrations, _, watchers, _) = hub.counts();
+        assert_eq!((registrations, watchers), (10_000, 8000));
+        let (ana, ben) = (person(), person());
+        let mut seen = Vec::new();
+        for honest in [&ana, &ben] {
+            let presented = Some(honest.presented());
+            let (_, first) = hub.open_watch(now, honest.guest, "hall", &[2; 16], presented, &here()).unwrap();
+            assert_eq!(first[0].registered.as_ref().unwrap().status, Some(0));
+            seen = first[0].snapshot.clone().unwrap().records;
+        }
+        assert_eq!(seen, [ana.record(1)]);
     }
 }

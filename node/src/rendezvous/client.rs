@@ -249,6 +249,7 @@ impl Client {
             wish: wished,
             events,
             found_before: false,
+            server: None,
         };
         let task = tokio::spawn(session.run(Arc::clone(&retry)));
         Ok((Self { wish, retry, task }, receiver))
@@ -310,6 +311,8 @@ pub(super) struct Session {
     pub(super) form: Form,
     /// We have had a list, so that people missing from the next one may only be late.
     found_before: bool,
+    /// Who answered last, or who should.
+    pub(super) server: Option<PeerId>,
 }
 
 /// The runtime's clock, so that tests may stop it.
@@ -351,6 +354,7 @@ impl Session {
         match opened {
             Ok(Ok(opened)) => {
                 let server = opened.peer;
+                self.server = Some(server);
                 let end = self.watch(opened).await;
                 if matches!(&end, Err(End::Lost(why)) if **why == LostWhy::Silent) {
                     self.opener.close(server).await;
@@ -365,7 +369,7 @@ impl Session {
 
     /// Not even a stream could be opened: whatever connection there is, is dead.
     pub(super) async fn give_up_on_connection(&self) -> LostWhy {
-        if let Some(server) = self.config.server.peer {
+        if let Some(server) = self.config.server.peer.or(self.server) {
             self.opener.close(server).await;
         }
         LostWhy::Silent

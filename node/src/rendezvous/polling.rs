@@ -139,6 +139,7 @@ impl Session {
             let question =
                 Discover { ns: Some(self.config.namespace.clone()), limit: Some(POLL_PAGE), cookie };
             let Answer { response, server, addr } = self.ask(Request::discover(question)).await?;
+            self.server = Some(server);
             if !std::mem::replace(connected, true) {
                 let addr = addr.clone();
                 self.emit(ClientEvent::Connected { server, addr, push: false }).await?;

@@ -208,3 +208,75 @@ async fn streams_share_a_connection_and_a_closed_one_is_dialled_anew() {
     assert!(addr.changed().await.is_err(), "its end is the connection's end");
     ana.opener.open(&anybody, RENDEZVOUS_PROTOCOL).await.unwrap();
 }
+
+#[tokio::test]
+async fn over_tcp_the_observed_address_is_the_very_one_of_the_connection() {
+    let (behaviour, incoming) = Behaviour::server();
+    let server_key = Keypair::generate_ed25519();
+    let mut swarm = tcp_swarm(&server_key, behaviour);
+    swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().unwrap()).unwrap();
+    let (_server, _events) = Server::spawn(ServerConfig::default(), incoming);
+    let addr = loop {
+        if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+            break address;
+        }
+    };
+    let (sent_from, mut seen_from) = mpsc::channel(1);
+    let _swarm = tokio::spawn(async move {
+        loop {
+            if let SwarmEvent::ConnectionEstablished { endpoint, .. } = swarm.select_next_some().await {
+                sent_from.send(endpoint.get_remote_address().clone()).await.unwrap();
+            }
+        }
+    });
+    let keypair = Keypair::generate_ed25519();
+    let (behaviour, opener) = Behaviour::client();
+    let _node = drive(tcp_swarm(&keypair, behaviour));
+    let config = ClientConfig::new(Target::from_multiaddr(&addr), keypair, "hall".into(), DOOR);
+    let (_client, mut events) = Client::spawn(config, opener).unwrap();
+    let observed = loop {
+        if let ClientEvent::Observed { addr } = events.recv().await.unwrap() {
+            break addr;
+        }
+    };
+    assert_eq!(Some(observed), seen_from.recv().await);
+}
+
+fn tcp_swarm<B: NetworkBehaviour>(keypair: &Keypair, behaviour: B) -> Swarm<B> {
+    let transport = libp2p::tcp::tokio::Transport::default()
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise::Config::new(keypair).unwrap())
+        .multiplex(yamux::Config::default())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .boxed();
+    Swarm::new(transport, behaviour, keypair.public().into(), swarm::Config::with_tokio_executor())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_that_never_reads_is_cut_and_the_others_hear_everything() {
+    let server = Rendezvous::start();
+    let deaf = Outsider::new();
+    let stream = deaf.opener.open(&server.target(), WATCH_PROTOCOL).await.unwrap().stream;
+    let (_unread, mut writer) = stream.split();
+    wire::write(&mut writer, &watch(&deaf.keypair)).await.unwrap();
+    let keep_alive = tokio::spawn(async move {
+        let still_here = WatchRequest { keep_alive: Some(wire::Empty {}), ..WatchRequest::default() };
+        while wire::write(&mut writer, &still_here).await.is_ok() {
+            tokio::time::sleep(crate::rendezvous::limits::KEEP_ALIVE).await;
+        }
+    });
+    let mut ana = Node::join(server.target(), "hall");
+    ana.sees(deaf.keypair.public().into()).await;
+    // About 400 kB of news: more than yamux lets anybody have on the way.
+    let long: Multiaddr = format!("/memory/1/http-path/{}", "x".repeat(400)).parse().unwrap();
+    for _ in 0..120 {
+        let visitor = Outsider::new();
+        let record = records::signed(&visitor.keypair, vec![long.clone(); 8]);
+        let ns = Some("hall".to_owned());
+        let register = Request::register(Register { ns, signed_peer_record: Some(record), ttl: Some(3600) });
+        visitor.ask(&server.target(), register).await.unwrap();
+        ana.sees(visitor.keypair.public().into()).await;
+    }
+    ana.misses(deaf.keypair.public().into()).await;
+    keep_alive.await.unwrap();
+}

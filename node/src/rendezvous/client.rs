@@ -44,6 +44,9 @@ pub const OPEN_PATIENCE: Duration = Duration::from_secs(12);
 /// Longest wait in [`Client::leave`] until the goodbye is out.
 pub const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// A refused registration is tried again after this at the earliest, [`LONGEST`] at the latest.
+const REFUSED_LEAST: Duration = Duration::from_secs(4);
+
 /// Server messages read: this many at once …
 const MESSAGE_BURST: u32 = 512;
 
@@ -247,6 +250,7 @@ impl Client {
             wish: wished,
             events,
             found_before: false,
+            server: None,
         };
         let task = tokio::spawn(session.run(Arc::clone(&retry)));
         Ok((Self { wish, retry, task }, receiver))
@@ -294,9 +298,15 @@ pub(super) enum End {
     /// We left, or nobody takes the events any more.
     Left,
     /// To be tried again.
-    Lost(LostWhy),
+    Lost(Box<LostWhy>),
     /// To be opened anew at once, by our own wish.
     Again,
+}
+
+impl<E: Into<LostWhy>> From<E> for End {
+    fn from(why: E) -> Self {
+        Self::Lost(Box::new(why.into()))
+    }
 }
 
 pub(super) struct Session {
@@ -309,6 +319,8 @@ pub(super) struct Session {
     pub(super) form: Form,
     /// We have had a list, so that people missing from the next one may only be late.
     found_before: bool,
+    /// Who answered last, or who should.
+    pub(super) server: Option<PeerId>,
 }
 
 /// The runtime's clock, so that tests may stop it.
@@ -323,7 +335,7 @@ impl Session {
             let why = match self.once().await {
                 Err(End::Left) => return,
                 Err(End::Again) => continue,
-                Err(End::Lost(why)) => why,
+                Err(End::Lost(why)) => *why,
             };
             // A server that takes us in and throws us out again is not asked faster for it.
             if now().saturating_duration_since(began) > LONGEST.saturating_add(OPEN_PATIENCE) {
@@ -351,21 +363,22 @@ impl Session {
         match opened {
             Ok(Ok(opened)) => {
                 let server = opened.peer;
+                self.server = Some(server);
                 let end = self.watch(opened).await;
-                if matches!(end, Err(End::Lost(LostWhy::Silent))) {
+                if matches!(&end, Err(End::Lost(why)) if **why == LostWhy::Silent) {
                     self.opener.close(server).await;
                 }
                 end
             }
             Ok(Err(OpenError::Unsupported)) => self.poll_plainly().await,
-            Ok(Err(error)) => Err(End::Lost(error.into())),
-            Err(_) => Err(End::Lost(self.give_up_on_connection().await)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(self.give_up_on_connection().await.into()),
         }
     }
 
     /// Not even a stream could be opened: whatever connection there is, is dead.
     pub(super) async fn give_up_on_connection(&self) -> LostWhy {
-        if let Some(server) = self.config.server.peer {
+        if let Some(server) = self.config.server.peer.or(self.server) {
             self.opener.close(server).await;
         }
         LostWhy::Silent
@@ -422,8 +435,8 @@ impl Session {
                 message = messages.next() => {
                     let message = match message {
                         Some(Ok(Ok(message))) => message,
-                        Some(Ok(Err(error))) => return Err(End::Lost(error.into())),
-                        Some(Err(_)) | None => return Err(End::Lost(LostWhy::Silent)),
+                        Some(Ok(Err(error))) => return Err(error.into()),
+                        Some(Err(_)) | None => return Err(LostWhy::Silent.into()),
                     };
                     while !pace.take(now()) {
                         sleep(Duration::from_millis(50)).await;
@@ -456,7 +469,7 @@ impl Session {
         if let Some(bye) = message.bye {
             let why = Status::try_from(bye.status).unwrap_or(Status::InternalError);
             let why = if why == Status::Ok { LostWhy::Closing } else { LostWhy::Refused { why } };
-            return Err(End::Lost(why));
+            return Err(why.into());
         }
         if !relation.connected {
             relation.connected = true;
@@ -466,7 +479,7 @@ impl Session {
         if let Some(registered) = message.registered {
             let event = outcome(&registered);
             if matches!(event, ClientEvent::RegisterRefused { .. }) {
-                let wait = self.backoff.between(LONGEST / 2, LONGEST);
+                let wait = self.backoff.between(REFUSED_LEAST, LONGEST);
                 relation.again_at = now().checked_add(wait);
             }
             self.emit(event).await?;
@@ -519,7 +532,7 @@ impl Session {
     pub(super) fn presence(&self) -> Result<Presence, End> {
         let addresses = self.wish.borrow().addresses.clone();
         let signed_peer_record = record::sign(&self.config.keypair, &addresses, self.form)
-            .map_err(|e| End::Lost(LostWhy::Broken { detail: format!("our key does not sign: {e}") }))?;
+            .map_err(|e| LostWhy::Broken { detail: format!("our key does not sign: {e}") })?;
         Ok(Presence { signed_peer_record, ttl: self.config.ttl.as_secs() })
     }
 }
@@ -544,8 +557,8 @@ async fn at(when: Option<Instant>) {
 
 async fn send<S: AsyncWrite + Unpin>(to: &mut S, message: &impl Message) -> Result<(), End> {
     match timeout(STREAM_PATIENCE, wire::write(to, message)).await {
-        Ok(written) => written.map_err(|e| End::Lost(e.into())),
-        Err(_) => Err(End::Lost(LostWhy::Silent)),
+        Ok(written) => Ok(written?),
+        Err(_) => Err(LostWhy::Silent.into()),
     }
 }
 

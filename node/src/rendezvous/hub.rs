@@ -198,7 +198,7 @@ impl Hub {
                 _ => return Err(Status::InternalError),
             };
             let room = self.store.room(ns);
-            let id = self.watchers.open(guest.peer, room, door)?;
+            let id = self.watchers.open(guest.peer, guest.prefix, room, door)?;
             Ok(Watching { id, guest, room, door })
         });
         let watching = self.counted(guest, opened)?;
@@ -374,11 +374,14 @@ mod tests {
     struct Person {
         keypair: Keypair,
         guest: Guest,
+        /// Signed once: a record says in which second it was.
+        record: Vec<u8>,
     }
 
     fn person() -> Person {
         let keypair = Keypair::generate_ed25519();
-        Person { guest: Guest { peer: keypair.public().into(), prefix: Prefix::Local }, keypair }
+        let record = records::signed(&keypair, records::addresses(1));
+        Person { guest: Guest { peer: keypair.public().into(), prefix: Prefix::Local }, keypair, record }
     }
 
     impl Person {
@@ -387,7 +390,7 @@ mod tests {
         }
 
         fn presented(&self) -> Result<Presented, Status> {
-            Presented::check(&self.guest.peer, Some(&self.record(1)), Some(60))
+            Presented::check(&self.guest.peer, Some(&self.record), Some(60))
         }
     }
 
@@ -414,7 +417,7 @@ mod tests {
     #[test]
     fn bad_records_and_those_of_others_have_their_own_answers() {
         let (mut hub, ana, ben, now) = (hub(), person(), person(), Instant::now());
-        let mut forged = ana.record(1);
+        let mut forged = ana.record.clone();
         *forged.last_mut().unwrap() ^= 1;
         let cases = [
             (None, Status::InvalidSignedPeerRecord),
@@ -422,7 +425,7 @@ mod tests {
             (Some(vec![0; MAX_RECORD + 1]), Status::InvalidSignedPeerRecord),
             (Some(ana.record(17)), Status::InvalidSignedPeerRecord),
             (Some(forged), Status::InvalidSignedPeerRecord),
-            (Some(ben.record(1)), Status::NotAuthorized),
+            (Some(ben.record.clone()), Status::NotAuthorized),
         ];
         for (record, expected) in cases {
             let presented = Presented::check(&ana.guest.peer, record.as_deref(), None);
@@ -444,11 +447,11 @@ mod tests {
         assert_eq!(first[0].other_keys, Some(0));
         assert_eq!(first[0].snapshot, Some(Snapshot::default()));
         let (_, first) = enter(&mut hub, &ben);
-        assert_eq!(first[0].snapshot.as_ref().unwrap().records, [ana.record(1)]);
+        assert_eq!(first[0].snapshot.as_ref().unwrap().records, std::slice::from_ref(&ana.record));
         assert!(hub.take_woken().contains(&ana_watches.id));
         let (messages, _) = hub.unheard(&ana_watches);
         assert_eq!(messages.len(), 1);
-        assert_eq!(messages[0].arrived, Some(ben.record(1)));
+        assert_eq!(messages[0].arrived, Some(ben.record.clone()));
     }
 
     #[test]
@@ -539,5 +542,30 @@ mod tests {
         let (_, first) = hub.open_watch(now, ana.guest, "hall", &[], refused, &here()).unwrap();
         assert_eq!(first[0].registered.as_ref().unwrap().status, Some(101));
         assert_eq!(hub.counts().2, 1);
+    }
+
+    #[test]
+    fn a_thousand_greedy_strangers_leave_room_for_an_honest_pair() {
+        let (mut hub, now) = (hub(), Instant::now());
+        for n in 0..1000 {
+            let stranger = person();
+            let presented = stranger.presented();
+            for room in 0..33 {
+                let namespace = format!("guess {n} {room}");
+                let _ = hub.register(now, stranger.guest, Some(&namespace), presented.clone());
+                let _ = hub.open_watch(now, stranger.guest, &namespace, &[1; 16], None, &here());
+            }
+        }
+        let (registrations, _, watchers, _) = hub.counts();
+        assert_eq!((registrations, watchers), (10_000, 8000));
+        let (ana, ben) = (person(), person());
+        let mut seen = Vec::new();
+        for honest in [&ana, &ben] {
+            let presented = Some(honest.presented());
+            let (_, first) = hub.open_watch(now, honest.guest, "hall", &[2; 16], presented, &here()).unwrap();
+            assert_eq!(first[0].registered.as_ref().unwrap().status, Some(0));
+            seen = first[0].snapshot.clone().unwrap().records;
+        }
+        assert_eq!(seen, std::slice::from_ref(&ana.record));
     }
 }

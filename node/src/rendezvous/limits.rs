@@ -21,6 +21,8 @@ pub struct Limits {
     pub max_ttl: Duration,
     /// Open watches of one peer. Default 8: nobody sits in more rooms at once.
     pub watches_per_peer: usize,
+    /// Open watches from one public IPv4 address or IPv6 /64. Default 1,024.
+    pub watches_per_prefix: usize,
     /// Open watches in all. Default 10,000.
     pub watches_total: usize,
     /// News kept for a watcher that reads slowly. Default 64. Past it they are dropped and it gets a whole new list.
@@ -39,6 +41,7 @@ impl Default for Limits {
             min_ttl: Duration::from_secs(10),
             max_ttl: Duration::from_secs(2 * 60 * 60),
             watches_per_peer: 8,
+            watches_per_prefix: 1024,
             watches_total: 10_000,
             pending: 64,
             streams_total: 16_384,

@@ -57,9 +57,9 @@ struct Answer {
 impl From<AskError> for End {
     fn from(error: AskError) -> Self {
         match error {
-            AskError::Lost(why) => Self::Lost(why),
+            AskError::Lost(why) => why.into(),
             AskError::HungUp => {
-                Self::Lost(LostWhy::Broken { detail: "the server ended the stream without an answer".into() })
+                LostWhy::Broken { detail: "the server ended the stream without an answer".into() }.into()
             }
         }
     }
@@ -110,7 +110,7 @@ impl Session {
             match event {
                 ClientEvent::Registered { ttl: granted } => {
                     self.emit(ClientEvent::Registered { ttl: granted }).await?;
-                    let renew = (granted / 2).clamp(POLL_MOST, RENEW_LATEST);
+                    let renew = granted.div_f64(2.0).clamp(POLL_MOST, RENEW_LATEST);
                     return Ok(now().checked_add(renew).unwrap_or_else(now));
                 }
                 ClientEvent::RegisterRefused { why: Status::InvalidTtl } => ttl = DEFAULT_TTL_SECS,
@@ -139,6 +139,7 @@ impl Session {
             let question =
                 Discover { ns: Some(self.config.namespace.clone()), limit: Some(POLL_PAGE), cookie };
             let Answer { response, server, addr } = self.ask(Request::discover(question)).await?;
+            self.server = Some(server);
             if !std::mem::replace(connected, true) {
                 let addr = addr.clone();
                 self.emit(ClientEvent::Connected { server, addr, push: false }).await?;
@@ -146,7 +147,7 @@ impl Session {
             let page = response.discover_response.unwrap_or_default();
             let status = page.status.and_then(|s| Status::try_from(s).ok()).unwrap_or(Status::InternalError);
             if status != Status::Ok {
-                return Err(End::Lost(LostWhy::Refused { why: status }));
+                return Err(LostWhy::Refused { why: status }.into());
             }
             let scope = scope_of(&addr).unwrap_or(Scope::Public);
             let empty = page.registrations.is_empty();

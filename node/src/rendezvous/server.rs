@@ -75,7 +75,7 @@ pub enum ServerEvent {
     /// A registration was kept or renewed.
     Registered {
         /// Who.
-        #[serde(serialize_with = "as_text")]
+        #[serde(rename = "peer_id", serialize_with = "as_text")]
         peer: PeerId,
         /// Seconds granted; one that a watch holds lives as long as that.
         ttl_s: u64,
@@ -85,7 +85,7 @@ pub enum ServerEvent {
     /// A registration ended.
     Expired {
         /// Whose.
-        #[serde(serialize_with = "as_text")]
+        #[serde(rename = "peer_id", serialize_with = "as_text")]
         peer: PeerId,
         /// `true`: the peer said goodbye. `false`: by its age, or its stream died.
         left: bool,
@@ -93,7 +93,7 @@ pub enum ServerEvent {
     /// A request was refused. Reported at a bounded rate.
     Refused {
         /// Whose.
-        #[serde(serialize_with = "as_text")]
+        #[serde(rename = "peer_id", serialize_with = "as_text")]
         peer: PeerId,
         /// Why.
         why: Refusal,
@@ -555,5 +555,24 @@ impl OpenWatch<'_> {
         send(to, event).await?;
         self.shared.pushed.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_json_objects_as_the_contract_names_them() {
+        let peer = PeerId::random();
+        let refused = ServerEvent::Refused { peer, why: Refusal::Limit };
+        let json = serde_json::to_value(refused).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({ "event": "refused", "peer_id": peer.to_string(), "why": "limit" })
+        );
+        let json =
+            serde_json::to_value(ServerEvent::Stats(Stats { watchers: 3, ..Stats::default() })).unwrap();
+        assert_eq!((json.get("event"), json.get("watchers")), (Some(&"stats".into()), Some(&3.into())));
     }
 }

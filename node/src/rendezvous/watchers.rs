@@ -14,7 +14,7 @@ use libp2p::PeerId;
 
 use super::{
     limits::Limits,
-    store::{Change, Door, Room},
+    store::{Change, Door, Prefix, Room},
     wire::Status,
 };
 
@@ -53,11 +53,13 @@ pub struct Watchers {
     by_room: HashMap<Room, BTreeSet<WatchId>>,
     by_door: HashMap<Door, BTreeSet<WatchId>>,
     by_peer: HashMap<PeerId, BTreeSet<WatchId>>,
+    of_prefix: HashMap<Prefix, usize>,
 }
 
 #[derive(Debug)]
 struct Watcher {
     peer: PeerId,
+    prefix: Prefix,
     room: Room,
     door: Option<Door>,
     queue: VecDeque<News>,
@@ -75,6 +77,7 @@ impl Watchers {
             by_room: HashMap::new(),
             by_door: HashMap::new(),
             by_peer: HashMap::new(),
+            of_prefix: HashMap::new(),
         }
     }
 
@@ -92,9 +95,19 @@ impl Watchers {
     ///
     /// # Errors
     /// `Unavailable` at a limit.
-    pub fn open(&mut self, peer: PeerId, room: Room, door: Option<Door>) -> Result<WatchId, Status> {
+    pub fn open(
+        &mut self,
+        peer: PeerId,
+        prefix: Prefix,
+        room: Room,
+        door: Option<Door>,
+    ) -> Result<WatchId, Status> {
         let of_peer = self.by_peer.get(&peer).map_or(0, BTreeSet::len);
-        if of_peer >= self.limits.watches_per_peer || self.by_id.len() >= self.limits.watches_total {
+        let of_prefix = self.of_prefix.get(&prefix).copied().unwrap_or(0);
+        if of_peer >= self.limits.watches_per_peer
+            || of_prefix >= self.limits.watches_per_prefix
+            || self.by_id.len() >= self.limits.watches_total
+        {
             return Err(Status::Unavailable);
         }
         self.last = self.last.checked_add(1).ok_or(Status::Unavailable)?;
@@ -104,8 +117,11 @@ impl Watchers {
         if let Some(door) = door {
             self.by_door.entry(door).or_default().insert(id);
         }
+        if prefix != Prefix::Local {
+            self.of_prefix.insert(prefix, of_prefix.saturating_add(1));
+        }
         let watcher =
-            Watcher { peer, room, door, queue: VecDeque::new(), resync: false, door_changed: false };
+            Watcher { peer, prefix, room, door, queue: VecDeque::new(), resync: false, door_changed: false };
         self.by_id.insert(id, watcher);
         Ok(id)
     }
@@ -117,6 +133,12 @@ impl Watchers {
         leave(&mut self.by_peer, &watcher.peer, id);
         if let Some(door) = watcher.door {
             leave(&mut self.by_door, &door, id);
+        }
+        if let Some(n) = self.of_prefix.get_mut(&watcher.prefix) {
+            *n = n.saturating_sub(1);
+            if *n == 0 {
+                self.of_prefix.remove(&watcher.prefix);
+            }
         }
     }
 
@@ -202,7 +224,7 @@ mod tests {
         let (hall, attic, _) = rooms();
         let mut watchers = Watchers::new(Limits::default());
         let (ana, ben) = (PeerId::random(), PeerId::random());
-        let id = watchers.open(ana, hall, None).unwrap();
+        let id = watchers.open(ana, Prefix::Local, hall, None).unwrap();
         let woken = watchers.tell(&[arrived(hall, ana), arrived(attic, ben)]);
         assert!(woken.is_empty());
         let woken = watchers.tell(&[arrived(hall, ben), Change::Gone { room: hall, peer: ben }]);
@@ -216,7 +238,7 @@ mod tests {
     fn sixty_four_news_wait_and_one_more_turns_them_into_a_new_list() {
         let (hall, ..) = rooms();
         let mut watchers = Watchers::new(Limits::default());
-        let id = watchers.open(PeerId::random(), hall, None).unwrap();
+        let id = watchers.open(PeerId::random(), Prefix::Local, hall, None).unwrap();
         for _ in 0..64 {
             watchers.tell(&[arrived(hall, PeerId::random())]);
         }
@@ -236,22 +258,35 @@ mod tests {
         let (hall, ..) = rooms();
         let mut watchers = Watchers::new(Limits { watches_total: 9, ..Limits::default() });
         let (ana, ben) = (PeerId::random(), PeerId::random());
-        let first = watchers.open(ana, hall, None).unwrap();
+        let first = watchers.open(ana, Prefix::Local, hall, None).unwrap();
         for _ in 1..8 {
-            watchers.open(ana, hall, None).unwrap();
+            watchers.open(ana, Prefix::Local, hall, None).unwrap();
         }
-        assert_eq!(watchers.open(ana, hall, None), Err(Status::Unavailable));
-        watchers.open(ben, hall, None).unwrap();
-        assert_eq!(watchers.open(ben, hall, None), Err(Status::Unavailable), "nine in all");
+        assert_eq!(watchers.open(ana, Prefix::Local, hall, None), Err(Status::Unavailable));
+        watchers.open(ben, Prefix::Local, hall, None).unwrap();
+        assert_eq!(watchers.open(ben, Prefix::Local, hall, None), Err(Status::Unavailable), "nine in all");
         watchers.close(first);
-        watchers.open(ana, hall, None).unwrap();
+        watchers.open(ana, Prefix::Local, hall, None).unwrap();
+    }
+
+    #[test]
+    fn one_public_address_has_a_bound_on_watches_and_gets_its_places_back() {
+        let (hall, ..) = rooms();
+        let mut watchers = Watchers::new(Limits { watches_per_prefix: 3, ..Limits::default() });
+        let mut open = |n| watchers.open(PeerId::random(), Prefix::V4([9, 9, 9, n]), hall, None);
+        let first = open(1).unwrap();
+        assert!(open(1).is_ok() && open(1).is_ok());
+        assert_eq!(open(1), Err(Status::Unavailable));
+        assert!(open(2).is_ok());
+        watchers.close(first);
+        watchers.open(PeerId::random(), Prefix::V4([9, 9, 9, 1]), hall, None).unwrap();
     }
 
     #[test]
     fn a_closed_watch_leaves_nothing_behind() {
         let (hall, _, door) = rooms();
         let mut watchers = Watchers::new(Limits::default());
-        let id = watchers.open(PeerId::random(), hall, Some(door)).unwrap();
+        let id = watchers.open(PeerId::random(), Prefix::Local, hall, Some(door)).unwrap();
         watchers.close(id);
         watchers.close(id);
         assert!(
@@ -268,7 +303,7 @@ mod tests {
         let (hall, _, door) = rooms();
         let mut watchers = Watchers::new(Limits::default());
         let ana = PeerId::random();
-        let id = watchers.open(ana, hall, Some(door)).unwrap();
+        let id = watchers.open(ana, Prefix::Local, hall, Some(door)).unwrap();
         for _ in 0..100 {
             watchers.tell(&[Change::Door(door)]);
         }

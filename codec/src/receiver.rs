@@ -1,0 +1,667 @@
+//! One speaker from packets to sound.
+//!
+//! 1. `handle_packet` reads a packet, counts its number, and puts its frames on the table of waiting frames.
+//! 2. `play_into` is the sound card asking for samples. The offset between what was pulled and what is played is moved
+//!    towards what the path needs: by the resampler, or by leaving out and repeating periods of the voice.
+//! 3. Where audio is short, the next piece is made: the frame that waits (its own packet's or a copy), else the coarse
+//!    copy in the packet after it (FEC), else the decoder's guess. All go through the one decoder, in order.
+//! 4. A loss moves the timeline on by exactly its length; the delay stays where it is.
+//! 5. Each frame that is played is entered in the latency ledger.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+use crate::{
+    concealment::Concealment,
+    drift::{Estimator, LEAD, Resampler},
+    error::Error,
+    frame::{self, Header, Packet},
+    jitter::{
+        JitterConfig,
+        decision::{Decision, Step, speed},
+        packets::{MAX_DISTANCE, Offer, Packets, Trace},
+        sequence::{Number, Sequence},
+        target::{Need, Target},
+    },
+    ledger::{Heard, Ledger},
+    levels::{Dbov, Meter},
+    opus::{Decoder, PacketInfo, inspect},
+    report::{ReceiverStats, Report, Totals},
+    stretch::{AHEAD_TO_LENGTHEN, Audio, FADE, ahead_to_shorten},
+    time::{ClockOffset, MediaTime, Micros, SAMPLE_RATE, Samples},
+};
+use std::collections::VecDeque;
+
+/// Longest piece played at once; longer blocks are played piece by piece.
+const PIECE: usize = 480;
+/// Samples of one step of 2.5 ms.
+const STEP: i64 = Samples::MS_2_5.0 as i64;
+/// Gap after which all that comes late may set a new offset, and for how long it must have come late.
+const LOST_TOUCH: i64 = 40 * 48;
+/// Packets far off that agree with each other before the stream starts anew.
+const STRAYS: u32 = 4;
+/// Frames whose moment of play is still to come; more are not entered in the ledger.
+const MAX_MARKS: usize = 64;
+/// A speaker from whom nothing came for so long is not playing: no gap is counted.
+const PAUSED: i64 = 2 * SAMPLE_RATE as i64;
+
+/// How to receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceiverConfig {
+    /// Channels of the output, 1 or 2, whatever the speaker sends. Default 1.
+    pub channels: u8,
+    /// Bounds of the delay.
+    pub jitter: JitterConfig,
+    /// Effort of the decoder, 0..=10. Default 5: gaps are filled by a neural network. Below 5 they sound metallic, and
+    /// save 0.3 ms of processor time for each 20 ms of gap.
+    pub complexity: u8,
+}
+
+impl Default for ReceiverConfig {
+    fn default() -> Self {
+        Self { channels: 1, jitter: JitterConfig::default(), complexity: 5 }
+    }
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// Its frame waits to be played.
+    Kept,
+    /// Its own frame was of no use, but a copy in it is.
+    Repaired,
+    /// Seen before.
+    Duplicate,
+    /// Its moment has passed.
+    Late {
+        /// By so much.
+        by: Samples,
+    },
+    /// Too far from what is played now; some more like it and the stream starts anew.
+    OutOfRange,
+    /// Of a kind or version that is not known here.
+    Ignored,
+}
+
+/// What was heard in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sound {
+    /// No stream yet.
+    Nothing,
+    /// The speaker.
+    Voice,
+    /// In part the decoder's guess.
+    Concealed,
+    /// A long gap: the quiet noise of the room.
+    Silence,
+}
+
+/// What `play_into` gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Played {
+    /// What was heard.
+    pub sound: Sound,
+    /// Whether the very first sample of this speaker was in it.
+    pub first_audio: bool,
+    /// How much was made up for it.
+    pub concealed: Samples,
+    /// The speaker's position at its first sample.
+    pub media_time: Option<MediaTime>,
+    /// Its loudness.
+    pub level: Dbov,
+}
+
+/// A voice to be heard. Hand in packets as they come; ask for samples as the sound card does.
+#[derive(Debug)]
+pub struct Receiver {
+    channels: usize,
+    decoder: Decoder,
+    packets: Packets,
+    sequence: Sequence,
+    target: Target,
+    decision: Decision,
+    estimator: Estimator,
+    resampler: Resampler,
+    audio: Audio,
+    concealment: Concealment,
+    ledger: Ledger,
+    scratch: Vec<f32>,
+    /// Samples pulled since the beginning.
+    pulled: i64,
+    last_pull: Option<(Micros, usize)>,
+    stream: Option<Stream>,
+    strays: u32,
+    stray: i64,
+    marks: VecDeque<(i64, Trace)>,
+    recovered: bool,
+    heard_any: bool,
+    meter: Meter,
+    totals: Totals,
+    reported: Totals,
+    reported_bursts: [u64; crate::report::BURST_BUCKETS],
+    shown: Totals,
+}
+
+/// The timeline of the stream being played. Positions are unwrapped.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    wire: MediaTime,
+    at: i64,
+    /// Position of the next sample to be decoded.
+    decoded: i64,
+    span: u8,
+    coming: u8,
+    reach: u8,
+    duration: Samples,
+    speech_mode: bool,
+    late_since: Option<i64>,
+    last_arrival: i64,
+}
+
+impl Receiver {
+    /// A receiver with all that it will need.
+    ///
+    /// # Errors
+    /// [`Error::Channels`] for other than 1 or 2, [`Error::Opus`] where memory is short.
+    pub fn new(config: ReceiverConfig) -> Result<Self, Error> {
+        let decoder = Decoder::new(config.channels, config.complexity)?;
+        let channels = usize::from(config.channels);
+        Ok(Self {
+            channels,
+            decoder,
+            packets: Packets::default(),
+            sequence: Sequence::default(),
+            target: Target::new(config.jitter),
+            decision: Decision::default(),
+            estimator: Estimator::default(),
+            resampler: Resampler::new(channels),
+            audio: Audio::new(channels),
+            concealment: Concealment::default(),
+            ledger: Ledger::default(),
+            scratch: vec![0.0; Samples::MS_20.interleaved(channels)],
+            pulled: 0,
+            last_pull: None,
+            stream: None,
+            strays: 0,
+            stray: 0,
+            marks: VecDeque::with_capacity(MAX_MARKS),
+            recovered: false,
+            heard_any: false,
+            meter: Meter::default(),
+            totals: Totals::default(),
+            reported: Totals::default(),
+            reported_bursts: [0; crate::report::BURST_BUCKETS],
+            shown: Totals::default(),
+        })
+    }
+
+    /// The speaker's clock against ours; `None` while it is not known, and no mouth-to-ear delay is given then.
+    pub fn set_clock(&mut self, clock: Option<ClockOffset>) {
+        self.ledger.set_clock(clock);
+    }
+
+    /// The speaker's own word for the time from its encoder to its socket; it is taken out of `network`. Default 0.
+    pub fn set_send_delay(&mut self, us: u32) {
+        self.ledger.set_send_delay(us);
+    }
+
+    /// Takes a packet that came at `arrived`.
+    ///
+    /// # Errors
+    /// Says which rule the bytes break; it is counted, and the stream goes on.
+    pub fn handle_packet(&mut self, arrived: Micros, packet: &[u8]) -> Result<Arrival, frame::Error> {
+        let packet = match Packet::parse(packet) {
+            Ok(packet) => packet,
+            Err(frame::Error::UnknownKind(_) | frame::Error::UnknownVersion(_)) => return Ok(Arrival::Ignored),
+            Err(error) => {
+                self.totals.malformed += 1;
+                return Err(error);
+            }
+        };
+        let Some(main) = packet.frames().next().and_then(|f| inspect(f.opus)) else {
+            self.totals.malformed += 1;
+            return Err(frame::Error::NotOpus);
+        };
+        let header = packet.header;
+        let at = self.unwrapped(header.media_time);
+        if let Some(stream) = &self.stream
+            && !self.packets.in_range(at, stream.decoded)
+            && !self.is_new_start(at)
+        {
+            self.totals.out_of_range += 1;
+            return Ok(Arrival::OutOfRange);
+        }
+        if self.strays >= STRAYS || self.stream.is_none() {
+            self.begin(at, header.media_time, main);
+        }
+        self.strays = 0;
+        if self.sequence.insert(header.sequence) == Number::Duplicate {
+            return Ok(Arrival::Duplicate);
+        }
+        self.follow(at, &header, &packet, main);
+        self.estimator.insert(self.pulled_at(arrived), self.pulled_at(arrived) - at as f64 - span_samples(header.span));
+        Ok(self.keep(arrived, at, &packet))
+    }
+
+    /// Plays the next block into `out` (interleaved, in whole samples). `now` is the moment of the call;
+    /// `playback_delay_us` the time from then until the block's first sample is heard.
+    pub fn play_into(&mut self, now: Micros, playback_delay_us: u32, out: &mut [f32]) -> Played {
+        let concealed_before = self.totals.concealed_samples;
+        let media_time = self.stream.map(|s| s.wire.plus(Samples((self.playing(&s) as i64 - s.at) as u32)));
+        self.last_pull = Some((now, out.len() / self.channels));
+        let mut first_audio = false;
+        let mut before = 0;
+        for piece in out.chunks_mut(PIECE * self.channels) {
+            first_audio |= self.play_piece(now.plus(Samples(before).as_micros()), playback_delay_us, piece);
+            before += (piece.len() / self.channels) as u32;
+        }
+        let mut level = Meter::default();
+        level.add(out);
+        self.meter.add(out);
+        let concealed = Samples((self.totals.concealed_samples - concealed_before) as u32);
+        let sound = match (self.heard_any, self.concealment.is_gone(), concealed.0) {
+            (false, ..) => Sound::Nothing,
+            (_, true, _) => Sound::Silence,
+            (_, _, 0) => Sound::Voice,
+            _ => Sound::Concealed,
+        };
+        Played { sound, first_audio, concealed, media_time, level: level.take().unwrap_or(Dbov::SILENCE) }
+    }
+
+    /// What the speaker should know about the time since the last report.
+    pub fn report(&mut self, _now: Micros) -> Report {
+        let totals = self.totals();
+        let before = std::mem::replace(&mut self.reported, totals);
+        let bursts = self.sequence.counts().bursts;
+        let bursts_before = std::mem::replace(&mut self.reported_bursts, bursts);
+        let mut report = Report {
+            received: since(totals.packets, before.packets),
+            lost: since(totals.lost, before.lost),
+            late: since(totals.late, before.late),
+            concealed_ms: since(totals.concealed_samples, before.concealed_samples) / 48,
+            recovered_ms: since(totals.recovered_samples, before.recovered_samples) / 48,
+            ..Report::default()
+        };
+        for ((bucket, now), before) in report.bursts.iter_mut().zip(bursts).zip(bursts_before) {
+            *bucket = u16::try_from(now.saturating_sub(before)).unwrap_or(u16::MAX);
+        }
+        if let (Some(need), Some(stream)) = (self.target.last(), &self.stream) {
+            report.jitter_ms = need.jitter as f32 / 48.0;
+            report.target_delay_ms = ((goal(&need, stream) - least(&need, stream)) / 48.0) as f32;
+        }
+        report
+    }
+
+    /// Figures since the last call, and totals.
+    pub fn stats(&mut self) -> ReceiverStats {
+        let totals = self.totals();
+        let before = std::mem::replace(&mut self.shown, totals);
+        let played = since(totals.played_samples, before.played_samples);
+        let packets = since(totals.packets, before.packets);
+        let share = |part: u32, whole: u32| (whole > 0).then(|| (part as f32 / whole as f32 * 100.0).min(100.0));
+        let lost = since(totals.lost, before.lost);
+        let account = self.ledger.take();
+        let path = self.stream.and_then(|s| Some((s, self.target.last()?)));
+        ReceiverStats {
+            loss_pct: share(lost, packets.saturating_add(lost)),
+            recovered_pct: share(since(totals.recovered_samples, before.recovered_samples), played),
+            concealed_pct: share(since(totals.concealed_samples, before.concealed_samples), played),
+            late_pct: share(since(totals.late, before.late), packets),
+            jitter_ms: path.map(|(_, need)| need.jitter as f32 / 48.0),
+            target_delay_ms: path.map(|(s, need)| ((goal(&need, &s) - least(&need, &s)) / 48.0) as f32),
+            buffer_ms: path.map(|(s, need)| ((self.offset(&s) - least(&need, &s)) / 48.0) as f32),
+            mouth_to_ear_ms: account.map(|a| a.stages.total()),
+            mouth_to_ear_percentiles_ms: account.and_then(|a| a.percentiles),
+            mouth_to_ear_stages_ms: account.map(|a| a.stages),
+            mouth_to_ear_error_ms: account.map(|a| a.error_ms),
+            drift_ppm: self.estimator.ppm().map(|ppm| ppm as f32),
+            frame_ms: self.stream.map(|s| s.duration.as_ms()),
+            level_dbov: self.meter.take().filter(|_| self.heard_any),
+            total_mouth_to_ear_ms: self.ledger.total(),
+            totals,
+        }
+    }
+
+    // Packets in.
+
+    /// Position without the wrap, near the newest one.
+    fn unwrapped(&self, wire: MediaTime) -> i64 {
+        self.stream.map_or(0, |s| s.at.saturating_add(wire.since(s.wire).into()))
+    }
+
+    /// Counts packets out of range that agree with each other; true where there are enough to start anew.
+    fn is_new_start(&mut self, at: i64) -> bool {
+        let agrees = at.saturating_sub(self.stray).saturating_abs() < MAX_DISTANCE;
+        self.strays = if agrees { self.strays + 1 } else { 1 };
+        self.stray = at;
+        self.strays >= STRAYS
+    }
+
+    /// Starts the timeline at this packet.
+    fn begin(&mut self, at: i64, wire: MediaTime, main: PacketInfo) {
+        self.packets.restart(at);
+        self.sequence.restart();
+        self.estimator.start_afresh();
+        let _ = self.decoder.reset();
+        self.stream = Some(Stream {
+            wire,
+            at,
+            decoded: at,
+            span: 0,
+            coming: 0,
+            reach: 0,
+            duration: main.duration,
+            speech_mode: main.speech_mode,
+            late_since: None,
+            last_arrival: self.pulled,
+        });
+        self.anchor(at);
+    }
+
+    /// Sets the offset anew: what lies at `at` is played after the delay kept at a start.
+    fn anchor(&mut self, at: i64) {
+        self.target.start_afresh();
+        self.estimator.start_afresh();
+        self.totals.anchors += 1;
+        let missing = (self.target.start().0 as usize + LEAD).saturating_sub(self.audio.ahead());
+        let (concealment, channels, gap) = (&mut self.concealment, self.channels, self.heard_any);
+        self.audio.push(missing, |pcm| {
+            if gap {
+                concealment.shape(pcm, channels);
+            }
+        });
+        self.marks.clear();
+        if let Some(stream) = &mut self.stream {
+            stream.decoded = at;
+            stream.late_since = None;
+        }
+    }
+
+    fn follow(&mut self, at: i64, header: &Header, packet: &Packet<'_>, main: PacketInfo) {
+        let reach = packet.frames().map(|f| f.back).max().unwrap_or(0);
+        let pulled = self.pulled;
+        if let Some(stream) = &mut self.stream {
+            stream.last_arrival = pulled;
+            if at >= stream.at {
+                (stream.at, stream.wire) = (at, header.media_time);
+                (stream.span, stream.coming) = (header.span, header.coming);
+                (stream.reach, stream.duration) = (reach, main.duration);
+            }
+        }
+    }
+
+    /// Puts the packet's frames on the table, oldest first.
+    fn keep(&mut self, arrived: Micros, at: i64, packet: &Packet<'_>) -> Arrival {
+        let header = packet.header;
+        let mut arrival = Arrival::Kept;
+        let mut repaired = false;
+        for frame in packet.frames() {
+            let Some(stream) = self.stream else { break };
+            let back = i64::from(frame.back) * STEP;
+            let Some(info) = inspect(frame.opus) else {
+                self.totals.malformed += 1;
+                continue;
+            };
+            let trace = Trace {
+                arrived,
+                captured_us: header.captured_us.wrapping_sub(Samples(back as u32).as_micros() as u32),
+                capture_us: u32::from(header.capture_delay) * 10,
+                encode_us: u32::from(header.encode_delay) * 10,
+                back_us: Samples(back as u32).as_micros() as u32,
+            };
+            let start = at.saturating_sub(back);
+            let is_copy = frame.back > 0;
+            let offer = self.packets.offer(start, stream.decoded, info, is_copy, trace, frame.opus);
+            if matches!(offer, Offer::Kept | Offer::Late(_)) {
+                let lateness = self.pulled - start - span_samples(header.span) as i64;
+                self.target.insert(self.pulled, lateness, frame.back);
+            }
+            match offer {
+                Offer::Kept if is_copy => repaired = true,
+                Offer::Late(by) if !is_copy => {
+                    self.totals.late += 1;
+                    arrival = Arrival::Late { by };
+                    if self.has_lost_touch() {
+                        self.anchor(start);
+                        self.packets.restart(start);
+                        self.packets.offer(start, start, info, false, trace, frame.opus);
+                        arrival = Arrival::Kept;
+                    }
+                }
+                Offer::OutOfRange if !is_copy => arrival = Arrival::OutOfRange,
+                _ => {}
+            }
+            if !is_copy
+                && arrival == Arrival::Kept
+                && let Some(stream) = &mut self.stream
+            {
+                stream.late_since = None;
+            }
+        }
+        if repaired && arrival != Arrival::Kept { Arrival::Repaired } else { arrival }
+    }
+
+    /// Whether audio ran out and everything has come late for a while: the path has become a longer one.
+    fn has_lost_touch(&mut self) -> bool {
+        let pulled = self.pulled;
+        let gap = i64::from(self.concealment.run().0) >= LOST_TOUCH;
+        let Some(stream) = &mut self.stream else { return false };
+        let since = *stream.late_since.get_or_insert(pulled);
+        gap && pulled - since >= LOST_TOUCH
+    }
+
+    /// Samples pulled at that moment, with their fraction.
+    fn pulled_at(&self, moment: Micros) -> f64 {
+        let Some((pull, length)) = self.last_pull else { return self.pulled as f64 };
+        let since = moment.signed_since(pull) as f64 * f64::from(SAMPLE_RATE) / 1e6;
+        self.pulled as f64 + (since - length as f64).clamp(-(length as f64), length as f64)
+    }
+
+    // Samples out.
+
+    fn play_piece(&mut self, now: Micros, playback_delay_us: u32, out: &mut [f32]) -> bool {
+        let outputs = out.len() / self.channels;
+        let Some(stream) = self.stream else {
+            out.fill(0.0);
+            self.pulled += outputs as i64;
+            return false;
+        };
+        let slope = self.estimator.slope();
+        let mut step = 1.0 - slope;
+        let mut wanted = None;
+        if let Some(need) = self.target.need(self.pulled, slope, stream.reach) {
+            let goal = goal(&need, &stream);
+            wanted = Some(goal);
+            self.stretch(self.offset(&stream) - goal);
+            step = speed(slope, self.offset(&stream) - goal);
+        }
+        let needed = self.resampler.needed(outputs, step);
+        while self.audio.ahead() < needed {
+            self.produce(wanted);
+        }
+        let from = self.stream.map_or(0.0, |s| self.playing(&s));
+        self.resampler.process(&mut self.audio, step, out);
+        self.pulled += outputs as i64;
+        if self.heard_any && self.pulled - stream.last_arrival < PAUSED {
+            self.totals.played_samples += outputs as u64;
+        }
+        self.enter(now, playback_delay_us, from)
+    }
+
+    /// Enters the frames that have begun to play; true if the first of all is among them.
+    fn enter(&mut self, now: Micros, playback_delay_us: u32, from: f64) -> bool {
+        let Some(until) = self.stream.map(|s| self.playing(&s)) else { return false };
+        let mut first = false;
+        while let Some((at, trace)) = self.marks.front().copied()
+            && (at as f64) < until
+        {
+            self.marks.pop_front();
+            first |= !std::mem::replace(&mut self.heard_any, true);
+            let later = ((at as f64 - from).max(0.0) * 1e6 / f64::from(SAMPLE_RATE)) as u64;
+            let heard = Heard {
+                at: now.plus(later).plus(playback_delay_us.into()),
+                playback_us: playback_delay_us,
+                decode_us: Samples(LEAD as u32).as_micros() as u32,
+            };
+            self.ledger.enter(&trace, heard);
+        }
+        first
+    }
+
+    /// Position of the next sample to be heard.
+    fn playing(&self, stream: &Stream) -> f64 {
+        stream.decoded as f64 - self.audio.ahead() as f64 + self.resampler.fraction()
+    }
+
+    fn offset(&self, stream: &Stream) -> f64 {
+        self.pulled as f64 - self.playing(stream)
+    }
+
+    /// Leaves out or repeats a period, where the offset is far enough from its goal.
+    fn stretch(&mut self, error: f64) {
+        if self.concealment.run().0 > 0 {
+            return;
+        }
+        let made = match self.decision.step(self.pulled, error) {
+            Step::Keep => return,
+            Step::Shorten { most, force } => {
+                self.decode_ahead(ahead_to_shorten(most));
+                let gone = self.audio.shorten(most, force);
+                self.totals.accelerated_samples += gone.map_or(0, |s| s.0.into());
+                gone.is_some()
+            }
+            Step::Lengthen { most, force } => {
+                self.decode_ahead(AHEAD_TO_LENGTHEN);
+                let more = self.audio.lengthen(most, force);
+                self.totals.expanded_samples += more.map_or(0, |s| s.0.into());
+                more.is_some()
+            }
+        };
+        self.decision.done(self.pulled, error, made);
+    }
+
+    /// Decodes frames that wait already, until so many samples lie ahead or there is a gap.
+    fn decode_ahead(&mut self, ahead: usize) {
+        while self.audio.ahead() < ahead && self.stream.is_some_and(|s| self.packets.covering(s.decoded).is_some()) {
+            self.produce(None);
+        }
+    }
+
+    /// Makes the next piece of audio, whatever it takes. `wanted` is the offset aimed at: in a gap that is not known to be
+    /// a loss, time may stand still until it is reached.
+    fn produce(&mut self, wanted: Option<f64>) {
+        if self.play_waiting() || self.play_fec() {
+            return;
+        }
+        self.conceal(wanted);
+    }
+
+    fn play_waiting(&mut self) -> bool {
+        let Some(stream) = self.stream else { return false };
+        let Some(frame) = self.packets.covering(stream.decoded) else { return false };
+        let (at, info, trace) = (frame.at, frame.info, frame.trace);
+        let decoded = self.decoder.decode(frame.opus, &mut self.scratch);
+        self.recovered = frame.from_copy;
+        self.packets.done(at);
+        if decoded != Ok(info.duration) {
+            self.totals.malformed += 1;
+            return false;
+        }
+        self.mark(at.max(stream.decoded), at, trace);
+        self.append(at, info);
+        true
+    }
+
+    fn play_fec(&mut self) -> bool {
+        let Some(stream) = self.stream else { return false };
+        let Some(next) = self.packets.next_after(stream.decoded) else { return false };
+        let at = next.at - i64::from(next.info.duration.0);
+        if !next.info.has_fec || at > stream.decoded {
+            return false;
+        }
+        let (info, length) = (next.info, next.info.duration.interleaved(self.channels));
+        let Some(room) = self.scratch.get_mut(..length) else { return false };
+        if self.decoder.decode_fec(next.opus, room) != Ok(info.duration) {
+            return false;
+        }
+        self.recovered = true;
+        self.append(at, info);
+        true
+    }
+
+    /// Adds the decoded frame that begins at `at`, less what was already played in its place.
+    fn append(&mut self, at: i64, info: PacketInfo) {
+        let Some(stream) = &mut self.stream else { return };
+        let skipped = (stream.decoded - at).max(0) as u32;
+        let fresh = info.duration.0.saturating_sub(skipped);
+        let from = Samples(skipped).interleaved(self.channels);
+        let Some(pcm) = self.scratch.get_mut(from..from + Samples(fresh).interleaved(self.channels)) else { return };
+        if skipped > 0 {
+            self.audio.blend_into(pcm);
+        }
+        self.concealment.heard(pcm, self.channels);
+        self.audio.push(fresh as usize, |out| out.copy_from_slice(pcm));
+        stream.decoded += i64::from(fresh);
+        (stream.duration, stream.speech_mode) = (info.duration, info.speech_mode);
+        if std::mem::take(&mut self.recovered) {
+            self.totals.recovered_samples += u64::from(fresh);
+        }
+    }
+
+    fn conceal(&mut self, wanted: Option<f64>) {
+        let Some(stream) = self.stream else { return };
+        // Speech-mode decoders guess 10 ms at a time, others as little as is needed.
+        let most = if stream.speech_mode { Samples::MS_10.0 } else { Samples::MS_2_5.0 };
+        let next = self.packets.next_after(stream.decoded);
+        let length = next.map_or(most, |n| most.min(u32::try_from(n.at - stream.decoded).unwrap_or(most)));
+        let channels = self.channels;
+        let Some(pcm) = self.scratch.get_mut(..Samples(length).interleaved(channels)) else { return };
+        if self.concealment.is_gone() || !self.heard_any || self.decoder.conceal(pcm).is_err() {
+            pcm.fill(0.0);
+        }
+        let was_gone = self.concealment.is_gone();
+        if self.heard_any {
+            self.concealment.shape(pcm, channels);
+        }
+        self.audio.push(length as usize, |out| out.copy_from_slice(pcm));
+        let waits = wanted.is_some_and(|goal| self.offset(&stream) + f64::from(length) <= goal + FADE as f64);
+        if waits && !self.packets.any_after(stream.decoded) {
+            self.totals.expanded_samples += u64::from(length);
+        } else if let Some(stream) = &mut self.stream {
+            stream.decoded += i64::from(length);
+        }
+        if self.heard_any && self.pulled - stream.last_arrival < PAUSED {
+            self.totals.concealed_samples += u64::from(length);
+            self.totals.silenced_samples += if was_gone { u64::from(length) } else { 0 };
+        }
+    }
+
+    /// Notes that a frame begins at `at`, to be entered in the ledger once it is heard.
+    fn mark(&mut self, at: i64, begins: i64, mut trace: Trace) {
+        if self.marks.len() < MAX_MARKS {
+            trace.captured_us = trace.captured_us.wrapping_add(Samples((at - begins) as u32).as_micros() as u32);
+            self.marks.push_back((at, trace));
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let counts = self.sequence.counts();
+        Totals { packets: counts.received, lost: counts.lost, duplicates: counts.duplicates, ..self.totals }
+    }
+}
+
+/// Offset aimed at. Frames that are about to grow are made room for beforehand.
+fn goal(need: &Need, stream: &Stream) -> f64 {
+    need.offset as f64 + span_samples(stream.span.max(stream.coming))
+}
+
+/// Offset at which only the fastest packet would be in time.
+fn least(need: &Need, stream: &Stream) -> f64 {
+    need.base as f64 + span_samples(stream.span)
+}
+
+fn span_samples(span: u8) -> f64 {
+    (i64::from(span) * STEP) as f64
+}
+
+fn since(now: u64, before: u64) -> u32 {
+    u32::try_from(now.saturating_sub(before)).unwrap_or(u32::MAX)
+}

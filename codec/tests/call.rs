@@ -1,0 +1,231 @@
+//! Whole calls under virtual time: what a listener hears, and how late.
+
+mod lab;
+
+use hallway_codec::{Application, Profile, ReceiverConfig, Samples, SenderConfig, Sound};
+use lab::{Call, Link, roughness, tone, worst_tone_snr};
+
+#[test]
+fn a_clean_path_costs_its_own_delay_and_a_few_milliseconds_and_nothing_is_made_up() {
+    let mut call = Call::new(1, Link::of_ms(5));
+    call.run_for(3.0);
+    call.receiver.stats();
+    call.run_for(17.0);
+    let stats = call.receiver.stats();
+    assert_eq!(stats.totals.concealed_samples, 0);
+    assert_eq!((stats.totals.lost, stats.totals.late, stats.totals.malformed), (0, 0, 0));
+    assert_eq!(stats.loss_pct, Some(0.0));
+    assert_eq!(stats.frame_ms, Some(5.0));
+    let stages = stats.mouth_to_ear_stages_ms.unwrap();
+    let whole = stats.mouth_to_ear_ms.unwrap();
+    assert!((stages.total() - whole).abs() < 0.01);
+    assert!((stages.network - 5.0).abs() < 0.1, "{stages:?}");
+    assert!(stages.jitter_buffer <= 5.0, "{stages:?}");
+    let (measured, like) = call.measured_ms(15.0);
+    println!("measured {measured:.2} ms, estimate {whole:.2} ms, likeness {like:.3}, {stages:?}");
+    assert!(like > 0.9);
+    assert!((measured - f64::from(whole)).abs() < 1.0, "truth {measured}, estimate {whole}");
+    assert!(measured < 5.0 + 7.5 + 5.0, "{measured}");
+}
+
+#[test]
+fn jitter_is_waited_for_and_hardly_anything_is_late() {
+    let mut call = Call::new(2, Link::of_ms(40).jitter_ms(10));
+    call.run_for(5.0);
+    call.receiver.stats();
+    call.run_for(25.0);
+    let stats = call.receiver.stats();
+    println!("{stats:?}");
+    assert!(stats.concealed_pct.unwrap() < 0.8, "{stats:?}");
+    let stages = stats.mouth_to_ear_stages_ms.unwrap();
+    assert!(stages.network + stages.jitter_buffer < 55.0, "{stages:?}");
+    assert_eq!(stats.frame_ms, Some(5.0), "jitter alone is no reason for longer frames");
+    let (measured, _) = call.measured_ms(20.0);
+    let spread = stats.mouth_to_ear_percentiles_ms.unwrap();
+    assert!((measured - f64::from(spread.p50)).abs() < 3.0, "truth {measured}, estimate {spread:?}");
+}
+
+#[test]
+fn a_fifth_lost_in_bursts_is_mostly_repaired_by_copies() {
+    let mut call = Call::new(3, Link::of_ms(30).losing(0.2));
+    call.run_for(6.0);
+    call.receiver.stats();
+    call.run_for(54.0);
+    let stats = call.receiver.stats();
+    println!("lost {:.3}, {stats:?}", call.lost_share());
+    assert!((0.13..0.27).contains(&call.lost_share()));
+    assert!((stats.loss_pct.unwrap() / 100.0 - call.lost_share() as f32).abs() < 0.05);
+    assert!(stats.concealed_pct.unwrap() < stats.loss_pct.unwrap() / 3.0, "{stats:?}");
+    assert!(stats.recovered_pct.unwrap() > stats.loss_pct.unwrap() / 2.0, "{stats:?}");
+    let policy = &call.policies.last().unwrap().1;
+    assert_eq!((policy.frame, policy.copies.len()), (Samples::MS_20, 4));
+    assert!(stats.mouth_to_ear_ms.unwrap() < 165.0, "{stats:?}");
+}
+
+#[test]
+fn after_a_stall_of_the_path_the_delay_is_back_within_two_seconds() {
+    for stall_ms in [100, 300, 800] {
+        let mut link = Link::of_ms(20).jitter_ms(3);
+        link.stalls.push((11_000_000, 11_000_000 + stall_ms * 1000));
+        let mut call = Call::new(4, link);
+        call.run_for(9.5);
+        call.receiver.stats();
+        call.run_for(0.4);
+        let before = call.receiver.stats().mouth_to_ear_ms.unwrap();
+        call.run_for(0.1 + stall_ms as f64 / 1000.0 + 2.0);
+        call.receiver.stats();
+        call.run_for(1.0);
+        let after = call.receiver.stats();
+        let delay = after.mouth_to_ear_ms.unwrap();
+        println!("stall {stall_ms}: before {before:.1}, after {delay:.1}, {:?}", after.totals);
+        assert!(delay < before + 5.0, "stall of {stall_ms} ms: {before} before, {delay} after");
+        assert!(after.concealed_pct.unwrap() < 1.0, "{after:?}");
+        let gone = lab::samples_ms(after.totals.concealed_samples);
+        assert!(gone < stall_ms as f64 + 60.0, "{gone} ms made up in a stall of {stall_ms} ms");
+    }
+}
+
+#[test]
+fn a_path_that_becomes_longer_is_followed_at_once_and_so_is_the_way_back() {
+    let mut link = Link::of_ms(20);
+    link.longer = Some((11_000_000, 120_000));
+    let mut call = Call::new(5, link);
+    call.run_for(9.0);
+    call.receiver.stats();
+    call.run_for(1.0);
+    let near = call.receiver.stats().mouth_to_ear_ms.unwrap();
+    call.run_for(2.0);
+    call.receiver.stats();
+    call.run_for(3.0);
+    let far = call.receiver.stats();
+    println!("near {near:.1}, far {far:?}");
+    assert!((far.mouth_to_ear_ms.unwrap() - near - 120.0).abs() < 12.0, "{near} {far:?}");
+    assert!(far.concealed_pct.unwrap() < 0.5, "{far:?}");
+    call.link().longer = None;
+    call.run_for(20.0);
+    call.receiver.stats();
+    call.run_for(2.0);
+    let back = call.receiver.stats();
+    println!("back {back:?}");
+    assert!((back.mouth_to_ear_ms.unwrap() - near).abs() < 6.0, "{near} {back:?}");
+    assert!(back.concealed_pct.unwrap() < 0.5);
+}
+
+#[test]
+fn ten_minutes_of_drifting_clocks_neither_lag_nor_stutter() {
+    for ppm in [-300.0, 200.0] {
+        let mut call = Call::new(6, Link::of_ms(20).jitter_ms(4)).drift_ppm(ppm);
+        call.keep_sound = false;
+        call.run_for(30.0);
+        call.receiver.stats();
+        call.run_for(30.0);
+        let early = call.receiver.stats();
+        call.run_for(510.0);
+        call.receiver.stats();
+        call.run_for(30.0);
+        let late = call.receiver.stats();
+        println!("{ppm}: {:?} {:?} {late:?}", early.mouth_to_ear_ms, late.mouth_to_ear_ms);
+        assert!((f64::from(late.drift_ppm.unwrap()) - ppm).abs() < 30.0, "{ppm}: {late:?}");
+        assert!((late.mouth_to_ear_ms.unwrap() - early.mouth_to_ear_ms.unwrap()).abs() < 2.0, "{ppm}");
+        assert!(late.totals.concealed_samples < late.totals.played_samples / 200, "{late:?}");
+        let stretched = late.totals.accelerated_samples + late.totals.expanded_samples;
+        assert!(lab::samples_ms(stretched) < 600.0, "the resampler does the work: {stretched}");
+    }
+}
+
+#[test]
+fn frames_grow_and_shrink_in_the_stream_without_being_heard() {
+    let mut call = Call::new(7, Link::of_ms(20)).saying(tone).without_reports();
+    call.run_for(12.0);
+    let lossy = hallway_codec::Report { received: 80, lost: 20, ..Default::default() };
+    let there = hallway_codec::Micros(0);
+    call.sender.handle_report(there, 9, &lossy);
+    // The grade stays while no report says otherwise; forgetting the peer ends it.
+    call.run_for(4.0);
+    assert_eq!(call.receiver.stats().frame_ms, Some(20.0));
+    call.sender.forget_peer(9);
+    call.run_for(8.0);
+    let stats = call.receiver.stats();
+    assert_eq!(stats.frame_ms, Some(5.0));
+    assert_eq!(stats.totals.concealed_samples, 0, "{stats:?}");
+    let grown = &call.heard[11 * 48_000..16 * 48_000];
+    let shrunk = &call.heard[16 * 48_000..20 * 48_000];
+    println!(
+        "tone over the rest: grown {:.1} dB, shrunk {:.1} dB, steps {:.4} {:.4}, {stats:?}",
+        worst_tone_snr(grown),
+        worst_tone_snr(shrunk),
+        roughness(grown),
+        roughness(shrunk)
+    );
+    let smooth = 0.3 * 440.0 / 48_000.0 * std::f32::consts::TAU;
+    assert!(roughness(grown) < smooth * 1.6 && roughness(shrunk) < smooth * 1.6);
+    assert!(worst_tone_snr(grown) > 8.0 && worst_tone_snr(shrunk) > 8.0);
+}
+
+#[test]
+fn music_in_stereo_takes_shorter_frames_and_less_time() {
+    let sender = SenderConfig { profile: Profile::Music, channels: 2, ..SenderConfig::default() };
+    let receiver = ReceiverConfig { channels: 2, ..ReceiverConfig::default() };
+    let mut call = Call::with(8, Link::of_ms(5), sender, receiver);
+    call.run_for(10.0);
+    call.receiver.stats();
+    call.run_for(5.0);
+    let stats = call.receiver.stats();
+    assert_eq!(stats.frame_ms, Some(2.5));
+    assert_eq!(stats.concealed_pct, Some(0.0));
+    assert!(stats.mouth_to_ear_ms.unwrap() < 15.0, "{stats:?}");
+    let (_, like) = call.measured_ms(12.0);
+    assert!(like > 0.97, "{like}");
+}
+
+#[test]
+fn nothing_is_claimed_before_the_clocks_are_compared_or_anything_is_heard() {
+    let mut call = Call::new(9, Link::of_ms(5));
+    call.receiver.set_clock(None);
+    let nothing = call.receiver.stats();
+    assert_eq!(nothing.loss_pct.or(nothing.mouth_to_ear_ms).or(nothing.buffer_ms).or(nothing.frame_ms), None);
+    call.run_for(2.0);
+    let stats = call.receiver.stats();
+    assert_eq!(stats.mouth_to_ear_ms, None);
+    assert!(stats.buffer_ms.is_some());
+    let first: Vec<_> = call.played.iter().filter(|p| p.first_audio).collect();
+    assert_eq!(first.len(), 1);
+    let start = call.played.iter().position(|p| p.first_audio).unwrap();
+    assert!(call.played[..start].iter().all(|p| p.sound == Sound::Nothing));
+    assert!(call.played[start..].iter().all(|p| p.sound == Sound::Voice));
+}
+
+#[test]
+fn a_speaker_who_starts_anew_is_heard_anew() {
+    let mut call = Call::new(10, Link::of_ms(10));
+    call.run_for(3.0);
+    let config = SenderConfig { start: hallway_codec::MediaTime(77_777_777), ..SenderConfig::default() };
+    call.sender = hallway_codec::Sender::new(config).unwrap();
+    call.run_for(2.0);
+    call.receiver.stats();
+    call.run_for(2.0);
+    let stats = call.receiver.stats();
+    assert_eq!(stats.concealed_pct, Some(0.0), "{stats:?}");
+    assert_eq!(stats.totals.anchors, 2);
+}
+
+#[test]
+fn packets_that_come_twice_are_played_once() {
+    let mut link = Link::of_ms(10).jitter_ms(2);
+    link.duplicate = 0.3;
+    let mut call = Call::new(11, link);
+    call.run_for(10.0);
+    let stats = call.receiver.stats();
+    assert!(stats.totals.duplicates > 400, "{stats:?}");
+    assert!(stats.concealed_pct.unwrap() < 0.5);
+    assert_eq!(call.sender.policy().application, Application::LowDelay);
+}
+
+#[test]
+fn all_packets_of_one_policy_have_one_size() {
+    let mut call = Call::new(12, Link::of_ms(10));
+    call.run_for(5.0);
+    let mut sizes = call.packet_sizes.clone();
+    sizes.dedup();
+    assert_eq!(sizes.len(), 1, "pauses and words look the same: {sizes:?}");
+}

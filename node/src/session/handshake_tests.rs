@@ -121,6 +121,27 @@ fn an_identity_that_is_not_the_transports_is_refused_by_either_side() {
 }
 
 #[test]
+fn an_identity_proof_copied_from_its_owner_does_not_fit_another_noise_key() {
+    let (ana, ben, eve) = (local(1, 7), local(2, 7), local(3, 7));
+    // Eve has once met Ben and kept the proof that he sent: his public key and his signature over his Noise key.
+    let eve_as_ben = Local(Arc::new(Inner {
+        peer: ben.peer(),
+        proof: ben.0.proof.clone(),
+        static_key: eve.0.static_key.clone(),
+        psk: eve.0.psk.clone(),
+        room: eve.0.room.clone(),
+    }));
+    let (hello, answer) = call(&ana, &eve_as_ben);
+    assert!(matches!(
+        hello.handle_answer(body(&answer.datagram), &ben.peer()),
+        Step::Refuse(Refusal::Identity)
+    ));
+    let (hello, answer) = call(&eve_as_ben, &ana);
+    let Step::Done(proof) = hello.handle_answer(body(&answer.datagram), &ana.peer()) else { panic!() };
+    assert!(matches!(answer.handle_proof(body(&proof.datagram)), Step::Refuse(Refusal::Identity)));
+}
+
+#[test]
 fn a_first_message_for_somebody_else_is_not_answered_to_the_end() {
     let (ana, ben, eve) = (local(1, 7), local(2, 7), local(3, 7));
     let hello = Hello::new(&ana, &eve.peer()).unwrap();

@@ -240,6 +240,25 @@ fn another_room_is_no_alarm() {
 }
 
 #[test]
+fn a_single_refusal_makes_us_ask_again_and_only_its_repetition_is_believed() {
+    for reason in [handshake::NOT_THIS_ROOM, 1, 2] {
+        let mut world = two(Link::default(), 1);
+        let now = world.now;
+        world.end(0).connect(now);
+        let hello = world.end(0).poll_transmit(now).unwrap();
+        let id = u64::from_be_bytes(hello[2..10].try_into().unwrap());
+        world.end(0).handle_datagram(now, &handshake::refusal(id, reason));
+        assert_eq!(world.end(0).poll_transmit(now), Some(hello));
+        world.end(0).handle_datagram(now, &handshake::refusal(id, 3));
+        world.end(0).handle_datagram(now, &handshake::refusal(id ^ 1, 3));
+        assert_eq!(world.end(0).poll_event(), None);
+        assert!(world.end(0).is_connecting());
+        world.run(Duration::from_secs(2));
+        assert!(world.end(0).is_established(), "the honest answer still counts");
+    }
+}
+
+#[test]
 fn an_open_room_needs_only_its_name() {
     let mut world = World::new(Link::default(), 1, [&local(1, "lobby", None), &local(2, "lobby", None)]);
     world.connect(1);

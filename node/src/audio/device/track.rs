@@ -122,8 +122,9 @@ mod tests {
         let true_time = |frames: u64| T0 as f64 + frames as f64 * 1e9 / (48_000.0 * (1.0 + ppm * 1e-6));
         let (mut worst, mut at) = (0.0f64, 0);
         for frames in (count..seconds * 48_000).step_by(count as usize) {
-            // Callbacks are late, and keep their order.
-            at = at.max(true_time(frames) as u64 + rng.random_range(0..=late_ns));
+            // One in five is late, the others hardly, and they keep their order.
+            let late = if rng.random_bool(0.2) { rng.random_range(0..=late_ns) } else { late_ns / 20 };
+            at = at.max(true_time(frames) as u64 + late);
             track.observe(frames, at);
             if frames > 96_000 {
                 worst = worst.max((track.time_of(frames) as f64 - true_time(frames)).abs());
@@ -133,10 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn callback_jitter_of_two_milliseconds_leaves_less_than_half_of_one() {
+    fn callback_jitter_of_two_milliseconds_leaves_less_than_a_third_of_one() {
         for count in [120, 24] {
             let worst = worst_error(count, 20, 2_000_000, 0.0);
-            assert!(worst < 500_000.0, "{count} frames a callback: {worst} ns");
+            assert!(worst < 300_000.0, "{count} frames a callback: {worst} ns");
         }
     }
 

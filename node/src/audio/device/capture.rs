@@ -25,8 +25,10 @@ const STAMPS: usize = 4_096;
 const MAX_BACKLOG_NS: u64 = 200 * NS_PER_MS;
 /// A device latency above this is not believed.
 const MAX_LATENCY_NS: f64 = 200e6;
-/// Shortest sleep when a callback is later than foreseen.
+/// First sleep when a callback is later than foreseen; each further one is twice as long…
 const NAP_NS: u64 = 250_000;
+/// …up to this.
+const MAX_NAP_NS: u64 = 2 * NS_PER_MS;
 /// The foreseen lateness moves up by this when a callback was not there yet…
 const GUARD_UP_NS: u64 = 20_000;
 /// …and down by this when it was.
@@ -71,6 +73,7 @@ pub(crate) struct LiveCapture {
     /// Device frames taken from the ring.
     taken: u64,
     guard_ns: u64,
+    nap_ns: u64,
     raw: Vec<f32>,
     block: Vec<f32>,
 }
@@ -97,6 +100,7 @@ impl LiveCapture {
             last: Stamp::default(),
             taken: 0,
             guard_ns: 100_000,
+            nap_ns: NAP_NS,
             raw: vec![0.0; most * channels],
             block: vec![0.0; shape.period as usize * channels],
         })
@@ -139,8 +143,12 @@ impl LiveCapture {
         if foreseen > now_ns {
             return foreseen;
         }
-        self.guard_ns = (self.guard_ns + GUARD_UP_NS).min(MAX_GUARD_NS);
-        now_ns + NAP_NS
+        if self.nap_ns == NAP_NS {
+            self.guard_ns = (self.guard_ns + GUARD_UP_NS).min(MAX_GUARD_NS);
+        }
+        let nap_ns = self.nap_ns;
+        self.nap_ns = (nap_ns * 2).min(MAX_NAP_NS);
+        now_ns + nap_ns
     }
 
     /// The next period and the time of its first sample; how many were thrown away before it.
@@ -160,6 +168,7 @@ impl LiveCapture {
         let raw = self.raw.get_mut(..needed * self.channels)?;
         self.ring.pop_entire_slice(raw).ok()?;
         self.guard_ns = self.guard_ns.saturating_sub(GUARD_DOWN_NS);
+        self.nap_ns = NAP_NS;
         // Frames that found no room happened before everything in the ring that is read after a loss.
         let first = self.track.time_of(self.taken + self.last.lost);
         let latency = self.latency.get();

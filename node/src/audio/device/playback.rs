@@ -27,17 +27,15 @@ const MARGIN_NS: std::ops::RangeInclusive<u64> = 0..=40 * NS_PER_MS;
 const LEAD_NS: std::ops::RangeInclusive<u64> = NS_PER_MS..=2 * NS_PER_MS;
 /// An underrun adds half of this to the lead, which costs little; all of it to the margin once the lead is at its most.
 const WIDEN_NS: u64 = NS_PER_MS;
-/// Quiet time takes this from the margin, then half of it from the lead.
+/// At most one widening in this time: one stall makes many underruns.
+const WIDEN_EVERY_NS: u64 = 100 * NS_PER_MS;
+/// Quiet time takes a quarter of the margin away, no less than this; then half of this from the lead.
 const NARROW_NS: u64 = 500_000;
-/// Quiet time before the first narrowing; doubled by each underrun, up to the second.
-const QUIET_NS: std::ops::RangeInclusive<u64> = 10 * NS_PER_SECOND..=320 * NS_PER_SECOND;
+/// Quiet time before a narrowing; doubled by an underrun that follows one so soon, up to the second.
+const QUIET_NS: std::ops::RangeInclusive<u64> = 10 * NS_PER_SECOND..=80 * NS_PER_SECOND;
 /// A device latency above this is not believed.
 const MAX_LATENCY_NS: u64 = 500 * NS_PER_MS;
-/// Share of each new latency report in the estimate.
-const SMOOTHING: f64 = 1.0 / 64.0;
-/// Difference at which the estimate starts anew.
-const JUMP_NS: f64 = 50e6;
-/// Shortest sleep when a callback is later than foreseen.
+/// Shortest sleep when a callback is later than foreseen; a quarter of its lateness if that is more.
 const NAP_NS: u64 = 250_000;
 
 /// Opens playback streams.
@@ -79,8 +77,9 @@ pub(crate) struct LivePlayback {
     last: Stamp,
     /// Largest callbacks of late, as the lower edge of their negative.
     largest: LowerEdge,
-    /// When device frame 0 was heard, on the track's terms.
-    heard_offset: Option<f64>,
+    /// When which device frame is heard, by the device's latency reports. They overshoot now and then, as callbacks are
+    /// late now and then, so they are followed in the same way.
+    heard: Track,
     /// Device frames given to the ring.
     given: u64,
     pace: Pace,
@@ -94,6 +93,8 @@ struct Pace {
     lead_ns: u64,
     quiet_ns: u64,
     calm_since_ns: u64,
+    widened_at_ns: u64,
+    narrowed_at_ns: u64,
 }
 
 impl Pace {
@@ -103,28 +104,40 @@ impl Pace {
             lead_ns: *LEAD_NS.start(),
             quiet_ns: *QUIET_NS.start(),
             calm_since_ns: now_ns,
+            widened_at_ns: 0,
+            narrowed_at_ns: 0,
         }
     }
 
     fn underrun(&mut self, now_ns: u64) {
+        self.calm_since_ns = now_ns;
+        if now_ns.saturating_sub(self.widened_at_ns) < WIDEN_EVERY_NS {
+            return;
+        }
+        self.widened_at_ns = now_ns;
+        if now_ns.saturating_sub(self.narrowed_at_ns) < *QUIET_NS.start() {
+            self.quiet_ns = (self.quiet_ns * 2).min(*QUIET_NS.end());
+        }
         if self.lead_ns < *LEAD_NS.end() {
             self.lead_ns = (self.lead_ns + WIDEN_NS / 2).min(*LEAD_NS.end());
         } else {
             self.margin_ns = (self.margin_ns + WIDEN_NS).min(*MARGIN_NS.end());
         }
-        self.quiet_ns = (self.quiet_ns * 2).min(*QUIET_NS.end());
-        self.calm_since_ns = now_ns;
     }
 
     fn quiet(&mut self, now_ns: u64) {
-        if now_ns.saturating_sub(self.calm_since_ns) >= self.quiet_ns {
-            if self.margin_ns > *MARGIN_NS.start() {
-                self.margin_ns = self.margin_ns.saturating_sub(NARROW_NS).max(*MARGIN_NS.start());
-            } else {
-                self.lead_ns = self.lead_ns.saturating_sub(NARROW_NS / 2).max(*LEAD_NS.start());
-            }
-            self.calm_since_ns = now_ns;
+        if now_ns.saturating_sub(self.calm_since_ns) < self.quiet_ns {
+            return;
         }
+        if self.margin_ns > *MARGIN_NS.start() {
+            self.margin_ns -= (self.margin_ns / 4).max(NARROW_NS).min(self.margin_ns);
+        } else if self.lead_ns > *LEAD_NS.start() {
+            self.lead_ns = self.lead_ns.saturating_sub(NARROW_NS / 2).max(*LEAD_NS.start());
+        } else {
+            self.quiet_ns = *QUIET_NS.start();
+        }
+        self.narrowed_at_ns = now_ns;
+        self.calm_since_ns = now_ns;
     }
 }
 
@@ -151,7 +164,7 @@ impl LivePlayback {
             track: Track::new(facts.rate_hz),
             last: Stamp::default(),
             largest: LowerEdge::default(),
-            heard_offset: None,
+            heard: Track::new(facts.rate_hz),
             given: 0,
             pace: Pace::new(monotonic_ns()),
             underruns: 0,
@@ -177,13 +190,8 @@ impl LivePlayback {
                     self.underruns += 1;
                 }
             }
-            let begins = (stamp.frames - u64::from(stamp.count)) as f64;
             let latency = stamp.latency_ns.min(MAX_LATENCY_NS);
-            let heard = stamp.at_ns as f64 + latency as f64 - begins * 1e9 / f64::from(self.facts.rate_hz);
-            self.heard_offset = Some(match self.heard_offset {
-                Some(known) if (heard - known).abs() < JUMP_NS => known + (heard - known) * SMOOTHING,
-                _ => heard,
-            });
+            self.heard.observe(stamp.frames - u64::from(stamp.count), stamp.at_ns + latency);
             self.last = stamp;
         }
         self.pace.quiet(now_ns);
@@ -224,16 +232,15 @@ impl LivePlayback {
             })
             .into_iter()
             .find(|fill_at| *fill_at > now_ns)
-            .unwrap_or(now_ns + NAP_NS)
+            .unwrap_or_else(|| now_ns + NAP_NS.max(now_ns.saturating_sub(self.next_callback_ns()) / 4))
     }
 
     fn heard_at_ns(&self, now_ns: u64) -> u64 {
         let behind = self.convert.as_ref().map_or(0, Live::delay_ns)
             + super::super::clock::frames_to_ns((self.pending.len() / self.channels) as u64);
-        let position = (self.given + self.last.lost) as f64 * 1e9 / f64::from(self.facts.rate_hz);
-        let at = match self.heard_offset {
-            Some(offset) => (offset + position) as u64,
-            None => now_ns + frames_ns(self.queued() + u64::from(self.facts.buffer), self.facts.rate_hz),
+        let at = match self.last.count {
+            0 => now_ns + frames_ns(self.queued() + u64::from(self.facts.buffer), self.facts.rate_hz),
+            _ => self.heard.time_of(self.given + self.last.lost),
         };
         at.max(now_ns) + behind
     }
@@ -310,9 +317,7 @@ impl DevicePlayback {
                 self.xruns.add(std::mem::take(&mut live.underruns));
                 if !self.started && live.last.frames > live.last.lost {
                     self.started = true;
-                    let at_ns = live.heard_offset.map_or(now_ns, |offset| {
-                        (offset + live.last.lost as f64 * 1e9 / f64::from(live.facts.rate_hz)) as u64
-                    });
+                    let at_ns = live.heard.time_of(live.last.lost);
                     self.events.started(End::Output, at_ns, self.shape.channels, self.shape.period);
                 }
                 space
@@ -358,4 +363,94 @@ impl DevicePlayback {
 
 fn idle(shape: Shape, events: &Events) -> SimPlayback {
     SimPlayback::standing_in(monotonic_ns(), shape.period, shape.channels, events.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tap::PlaybackTap;
+    use super::*;
+
+    const T0: u64 = 9_000_000_000;
+    const SHAPE: Shape = Shape { period: 120, channels: 1 };
+
+    fn live(rate_hz: u32, buffer: u32) -> (PlaybackTap, LivePlayback) {
+        let (sound, ring) = RingBuffer::new(rate_hz as usize / 2);
+        let (stamps, told) = RingBuffer::new(STAMPS);
+        let facts = Facts { rate_hz, channels: 1, buffer };
+        let tap = PlaybackTap::new(ring, stamps, Arc::default(), 1, 1);
+        let mut live = LivePlayback::new(sound, told, &facts, SHAPE).unwrap();
+        live.pace = Pace::new(T0);
+        (tap, live)
+    }
+
+    /// Callbacks of `count` frames on a device with 3 ms of latency; the media thread fills 0.5 ms before each.
+    /// Returns what was heard.
+    fn play(
+        tap: &mut PlaybackTap,
+        live: &mut LivePlayback,
+        rate_hz: u32,
+        count: u32,
+        callbacks: u64,
+    ) -> Vec<f32> {
+        let mut heard = Vec::new();
+        let mut out = vec![0.0f32; count as usize];
+        for callback in 1..=callbacks {
+            let at = T0 + frames_ns(callback * u64::from(count), rate_hz);
+            let space = live.space(at - 500_000);
+            live.write(&vec![0.5; space]);
+            tap.fill(&mut out, at, 3 * NS_PER_MS);
+            heard.extend_from_slice(&out);
+        }
+        heard
+    }
+
+    #[test]
+    fn callbacks_of_one_period_are_fed_without_a_gap_and_with_nothing_in_hand() {
+        let (mut tap, mut live) = live(48_000, 120);
+        let heard = play(&mut tap, &mut live, 48_000, 120, 2_000);
+        assert!(heard.iter().all(|s| *s == 0.5));
+        assert_eq!((live.underruns, live.queued()), (0, 0));
+    }
+
+    #[test]
+    fn callbacks_of_odd_sizes_leave_less_than_one_period_in_hand() {
+        for count in [24, 320, 441, 1_024] {
+            let (mut tap, mut live) = live(48_000, count);
+            let heard = play(&mut tap, &mut live, 48_000, count, 500);
+            assert!(heard.iter().all(|s| *s == 0.5), "callbacks of {count}");
+            assert!(live.queued() < 120, "{} frames in hand with callbacks of {count}", live.queued());
+        }
+    }
+
+    #[test]
+    fn a_44100_hz_device_is_fed_without_a_gap() {
+        let (mut tap, mut live) = live(44_100, 441);
+        let heard = play(&mut tap, &mut live, 44_100, 441, 500);
+        assert_eq!(live.underruns, 0);
+        assert!(heard[4_410..].iter().all(|s| (s - 0.5).abs() < 0.01));
+    }
+
+    #[test]
+    fn the_next_sample_is_said_to_be_heard_after_the_queue_and_the_device() {
+        let (mut tap, mut live) = live(48_000, 120);
+        play(&mut tap, &mut live, 48_000, 120, 2_000);
+        let last = T0 + frames_ns(2_000 * 120, 48_000);
+        live.listen(last);
+        // The callback at `last` has taken 120 frames that are heard from 3 ms later on; then comes the next sample.
+        let expected = last + 3 * NS_PER_MS + 2_500_000;
+        assert!(live.heard_at_ns(last).abs_diff(expected) < 50_000);
+    }
+
+    #[test]
+    fn underruns_widen_once_a_stall_and_quiet_narrows_again() {
+        let mut pace = Pace::new(T0);
+        let stall = T0 + NS_PER_SECOND;
+        (0..50).for_each(|i| pace.underrun(stall + i * NS_PER_MS));
+        assert_eq!((pace.lead_ns, pace.margin_ns), (1_500_000, 0));
+        (1..40).for_each(|i| pace.underrun(stall + i * WIDEN_EVERY_NS));
+        assert_eq!((pace.lead_ns, pace.margin_ns), (2 * NS_PER_MS, 38 * NS_PER_MS));
+        let calm = stall + 4 * NS_PER_SECOND;
+        (0..300).for_each(|s| pace.quiet(calm + s * NS_PER_SECOND));
+        assert_eq!((pace.lead_ns, pace.margin_ns), (NS_PER_MS, 0));
+    }
 }

@@ -25,7 +25,7 @@ use crate::{
     levels::{Dbov, Meter},
     opus::{Decoder, PacketInfo, inspect},
     report::{ReceiverStats, Report, Totals},
-    stretch::{AHEAD_TO_LENGTHEN, Audio, FADE, ahead_to_shorten},
+    stretch::{AHEAD_TO_LENGTHEN, Audio, ahead_to_shorten},
     time::{ClockOffset, MediaTime, Micros, SAMPLE_RATE, Samples},
 };
 use std::collections::VecDeque;
@@ -40,6 +40,8 @@ const LOST_TOUCH: i64 = 40 * 48;
 const STRAYS: u32 = 4;
 /// Frames whose moment of play is still to come; more are not entered in the ledger.
 const MAX_MARKS: usize = 64;
+/// Loudest sample taken from the decoder: it overshoots full scale a little, and without bound where packets are broken.
+const LOUDEST: f32 = 1.25;
 /// A speaker from whom nothing came for so long is not playing: no gap is counted.
 const PAUSED: i64 = 2 * SAMPLE_RATE as i64;
 
@@ -210,7 +212,9 @@ impl Receiver {
     pub fn handle_packet(&mut self, arrived: Micros, packet: &[u8]) -> Result<Arrival, frame::Error> {
         let packet = match Packet::parse(packet) {
             Ok(packet) => packet,
-            Err(frame::Error::UnknownKind(_) | frame::Error::UnknownVersion(_)) => return Ok(Arrival::Ignored),
+            Err(frame::Error::UnknownKind(_) | frame::Error::UnknownVersion(_)) => {
+                return Ok(Arrival::Ignored);
+            }
             Err(error) => {
                 self.totals.malformed += 1;
                 return Err(error);
@@ -237,7 +241,8 @@ impl Receiver {
             return Ok(Arrival::Duplicate);
         }
         self.follow(at, &header, &packet, main);
-        self.estimator.insert(self.pulled_at(arrived), self.pulled_at(arrived) - at as f64 - span_samples(header.span));
+        self.estimator
+            .insert(self.pulled_at(arrived), self.pulled_at(arrived) - at as f64 - span_samples(header.span));
         Ok(self.keep(arrived, at, &packet))
     }
 
@@ -296,7 +301,8 @@ impl Receiver {
         let before = std::mem::replace(&mut self.shown, totals);
         let played = since(totals.played_samples, before.played_samples);
         let packets = since(totals.packets, before.packets);
-        let share = |part: u32, whole: u32| (whole > 0).then(|| (part as f32 / whole as f32 * 100.0).min(100.0));
+        let share =
+            |part: u32, whole: u32| (whole > 0).then(|| (part as f32 / whole as f32 * 100.0).min(100.0));
         let lost = since(totals.lost, before.lost);
         let account = self.ledger.take();
         let path = self.stream.and_then(|s| Some((s, self.target.last()?)));
@@ -540,7 +546,9 @@ impl Receiver {
 
     /// Decodes frames that wait already, until so many samples lie ahead or there is a gap.
     fn decode_ahead(&mut self, ahead: usize) {
-        while self.audio.ahead() < ahead && self.stream.is_some_and(|s| self.packets.covering(s.decoded).is_some()) {
+        while self.audio.ahead() < ahead
+            && self.stream.is_some_and(|s| self.packets.covering(s.decoded).is_some())
+        {
             self.produce(None);
         }
     }
@@ -593,7 +601,12 @@ impl Receiver {
         let skipped = (stream.decoded - at).max(0) as u32;
         let fresh = info.duration.0.saturating_sub(skipped);
         let from = Samples(skipped).interleaved(self.channels);
-        let Some(pcm) = self.scratch.get_mut(from..from + Samples(fresh).interleaved(self.channels)) else { return };
+        let Some(pcm) = self.scratch.get_mut(from..from + Samples(fresh).interleaved(self.channels)) else {
+            return;
+        };
+        if !tame(pcm) {
+            let _ = self.decoder.reset();
+        }
         if skipped > 0 {
             self.audio.blend_into(pcm);
         }
@@ -617,12 +630,15 @@ impl Receiver {
         if self.concealment.is_gone() || !self.heard_any || self.decoder.conceal(pcm).is_err() {
             pcm.fill(0.0);
         }
+        if !tame(pcm) {
+            let _ = self.decoder.reset();
+        }
         let was_gone = self.concealment.is_gone();
         if self.heard_any {
             self.concealment.shape(pcm, channels);
         }
         self.audio.push(length as usize, |out| out.copy_from_slice(pcm));
-        let waits = wanted.is_some_and(|goal| self.offset(&stream) + f64::from(length) <= goal + FADE as f64);
+        let waits = wanted.is_some_and(|goal| self.offset(&stream) < goal);
         if waits && !self.packets.any_after(stream.decoded) {
             self.totals.expanded_samples += u64::from(length);
         } else if let Some(stream) = &mut self.stream {
@@ -637,7 +653,8 @@ impl Receiver {
     /// Notes that a frame begins at `at`, to be entered in the ledger once it is heard.
     fn mark(&mut self, at: i64, begins: i64, mut trace: Trace) {
         if self.marks.len() < MAX_MARKS {
-            trace.captured_us = trace.captured_us.wrapping_add(Samples((at - begins) as u32).as_micros() as u32);
+            trace.captured_us =
+                trace.captured_us.wrapping_add(Samples((at - begins) as u32).as_micros() as u32);
             self.marks.push_back((at, trace));
         }
     }
@@ -656,6 +673,16 @@ fn goal(need: &Need, stream: &Stream) -> f64 {
 /// Offset at which only the fastest packet would be in time.
 fn least(need: &Need, stream: &Stream) -> f64 {
     need.base as f64 + span_samples(stream.span)
+}
+
+/// Bounds what a broken stream can make of a decoder. False where there was something that is no number.
+fn tame(pcm: &mut [f32]) -> bool {
+    let mut sane = true;
+    for s in pcm {
+        sane &= s.is_finite();
+        *s = if s.is_finite() { s.clamp(-LOUDEST, LOUDEST) } else { 0.0 };
+    }
+    sane
 }
 
 fn span_samples(span: u8) -> f64 {

@@ -19,17 +19,21 @@ const WINDOW: i64 = 10 * SAMPLE_RATE as i64;
 /// Lateness of the newest is looked at over this time too, with a lower quantile: an increase shows here first.
 const RECENT: i64 = SAMPLE_RATE as i64;
 /// Share of arrivals, in 1/1000, that may be late.
-const LATE_OF_WINDOW: usize = 5;
+const LATE_OF_WINDOW: usize = 2;
 const LATE_OF_RECENT: usize = 20;
 /// Lateness beyond the present need that makes a stall.
 const STALL: i64 = 25 * 48;
+/// A stall is over when lateness is back within this.
+const STALL_OVER: i64 = 2 * 48;
 /// A stall that goes on for so long is the new state of the path.
 const STALL_ENDS: i64 = 300 * 48;
 /// So many stalls in so much time are a habit, and are provided for.
 const HABIT: usize = 3;
 const HABIT_WINDOW: i64 = 15 * SAMPLE_RATE as i64;
+/// Until this much was seen of the path, the delay of the start is kept.
+const KNOWN_AFTER: i64 = SAMPLE_RATE as i64;
 /// The target is worked out anew after so many samples.
-const EVERY: i64 = 20 * 48;
+const EVERY: i64 = 40 * 48;
 
 #[derive(Debug, Clone, Copy)]
 struct Came {
@@ -57,6 +61,7 @@ pub struct Target {
     sorted: Vec<i64>,
     need: Option<Need>,
     worked_out: i64,
+    began: Option<i64>,
     stall: Option<i64>,
     stalls: VecDeque<i64>,
 }
@@ -71,6 +76,7 @@ impl Target {
             sorted: Vec::with_capacity(MAX_ARRIVALS),
             need: None,
             worked_out: i64::MIN,
+            began: None,
             stall: None,
             stalls: VecDeque::with_capacity(16),
         }
@@ -81,12 +87,14 @@ impl Target {
         self.came.clear();
         self.need = None;
         self.stall = None;
+        self.began = None;
         self.worked_out = i64::MIN;
     }
 
     /// A frame came for the first time when `pulled` samples had been pulled. `lateness` is its availability less the
     /// span; `back` how many steps before its packet's main frame it lies.
     pub fn insert(&mut self, pulled: i64, lateness: i64, back: u8) {
+        self.began.get_or_insert(pulled);
         if self.is_stall(pulled, lateness, back) {
             return;
         }
@@ -109,9 +117,15 @@ impl Target {
         let base = self.quantile(pulled, WINDOW, slope, 0, |n| n - 1)?;
         let jitter = self.quantile(pulled, WINDOW, slope, 0, |n| n / 20)?;
         let long = self.quantile(pulled, WINDOW, slope, reach, |n| n * LATE_OF_WINDOW / 1000)?;
-        let recent = self.quantile(pulled, RECENT, slope, reach, |n| n * LATE_OF_RECENT / 1000).unwrap_or(long);
+        let recent =
+            self.quantile(pulled, RECENT, slope, reach, |n| n * LATE_OF_RECENT / 1000).unwrap_or(long);
         let wanted = long.max(recent) + i64::from(self.config.margin.0) + LEAD as i64;
-        let offset = wanted.clamp(base + i64::from(self.config.floor.0), base + i64::from(self.config.ceiling.0));
+        let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
+        let floor = if is_known { self.config.floor.0 } else { self.start().0 };
+        // The ceiling stands on what comes now: a path that has just become longer by more than that is still heard.
+        let base_now = self.quantile(pulled, RECENT, slope, 0, |n| n - 1).unwrap_or(base);
+        let ceiling = i64::from(self.config.ceiling.0);
+        let offset = wanted.clamp(base + i64::from(floor).min(ceiling), base_now + ceiling);
         self.need = Some(Need { base, offset, jitter: jitter - base });
         self.need
     }
@@ -128,7 +142,14 @@ impl Target {
         Samples(self.config.start.0.max(self.config.floor.0).min(self.config.ceiling.0))
     }
 
-    fn quantile(&mut self, pulled: i64, window: i64, slope: f64, reach: u8, beyond: impl Fn(usize) -> usize) -> Option<i64> {
+    fn quantile(
+        &mut self,
+        pulled: i64,
+        window: i64,
+        slope: f64,
+        reach: u8,
+        beyond: impl Fn(usize) -> usize,
+    ) -> Option<i64> {
         self.sorted.clear();
         for came in self.came.iter().rev() {
             let age = pulled - came.pulled;
@@ -150,7 +171,9 @@ impl Target {
         if back > 0 {
             return self.stall.is_some();
         }
-        if lateness <= need.offset + STALL {
+        // What piled up comes less and less late: all of it belongs to the stall.
+        let limit = if self.stall.is_some() { STALL_OVER } else { STALL };
+        if lateness <= need.offset + limit {
             self.stall = None;
             return false;
         }

@@ -21,6 +21,8 @@ const RECENT: i64 = SAMPLE_RATE as i64;
 /// Share of arrivals, in 1/1000, that may be late.
 const LATE_OF_WINDOW: usize = 2;
 const LATE_OF_RECENT: usize = 20;
+/// The same for the spread that is shown.
+const LATE_OF_JITTER: usize = 50;
 /// Lateness beyond the present need that makes a stall.
 const STALL: i64 = 25 * 48;
 /// A stall is over when lateness is back within this.
@@ -40,6 +42,13 @@ struct Came {
     pulled: i64,
     lateness: i64,
     back: u8,
+}
+
+impl Came {
+    /// Lateness as it would be now: drift has moved it since.
+    fn moved(&self, age: i64, slope: f64) -> i64 {
+        self.lateness + (slope * age as f64) as i64
+    }
 }
 
 /// The state of the path, in samples, less the speaker's span; see [`Target::need`].
@@ -114,16 +123,26 @@ impl Target {
         while self.came.front().is_some_and(|c| pulled - c.pulled > WINDOW) {
             self.came.pop_front();
         }
-        let base = self.quantile(pulled, WINDOW, slope, 0, |n| n - 1)?;
-        let jitter = self.quantile(pulled, WINDOW, slope, 0, |n| n / 20)?;
-        let long = self.quantile(pulled, WINDOW, slope, reach, |n| n * LATE_OF_WINDOW / 1000)?;
-        let recent =
-            self.quantile(pulled, RECENT, slope, reach, |n| n * LATE_OF_RECENT / 1000).unwrap_or(long);
+        let (mut base, mut base_now) = (i64::MAX, i64::MAX);
+        for came in self.came.iter().filter(|c| c.back == 0) {
+            let age = pulled - came.pulled;
+            let lateness = came.moved(age, slope);
+            base = base.min(lateness);
+            base_now = if age <= RECENT { base_now.min(lateness) } else { base_now };
+        }
+        if base == i64::MAX {
+            return None;
+        }
+        if base_now == i64::MAX {
+            base_now = base;
+        }
+        let long = self.quantile(pulled, WINDOW, slope, reach, LATE_OF_WINDOW)?;
+        let jitter = self.quantile(pulled, WINDOW, slope, 0, LATE_OF_JITTER)?;
+        let recent = self.quantile(pulled, RECENT, slope, reach, LATE_OF_RECENT).unwrap_or(long);
         let wanted = long.max(recent) + i64::from(self.config.margin.0) + LEAD as i64;
         let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
         let floor = if is_known { self.config.floor.0 } else { self.start().0 };
         // The ceiling stands on what comes now: a path that has just become longer by more than that is still heard.
-        let base_now = self.quantile(pulled, RECENT, slope, 0, |n| n - 1).unwrap_or(base);
         let ceiling = i64::from(self.config.ceiling.0);
         let offset = wanted.clamp(base + i64::from(floor).min(ceiling), base_now + ceiling);
         self.need = Some(Need { base, offset, jitter: jitter - base });
@@ -142,14 +161,9 @@ impl Target {
         Samples(self.config.start.0.max(self.config.floor.0).min(self.config.ceiling.0))
     }
 
-    fn quantile(
-        &mut self,
-        pulled: i64,
-        window: i64,
-        slope: f64,
-        reach: u8,
-        beyond: impl Fn(usize) -> usize,
-    ) -> Option<i64> {
+    /// Lateness that all but `beyond` in 1000 keep, of frames that came within `window` and lie no further back than
+    /// `reach`.
+    fn quantile(&mut self, pulled: i64, window: i64, slope: f64, reach: u8, beyond: usize) -> Option<i64> {
         self.sorted.clear();
         for came in self.came.iter().rev() {
             let age = pulled - came.pulled;
@@ -157,13 +171,12 @@ impl Target {
                 break;
             }
             if came.back <= reach {
-                self.sorted.push(came.lateness + (slope * age as f64) as i64);
+                self.sorted.push(came.moved(age, slope));
             }
         }
         let last = self.sorted.len().checked_sub(1)?;
-        let at = beyond(self.sorted.len()).min(last);
-        // Sorted from the latest down: `at` of them are later.
-        Some(*self.sorted.select_nth_unstable_by(at, |a, b| b.cmp(a)).1)
+        let at = last - (self.sorted.len() * beyond / 1000).min(last);
+        Some(*self.sorted.select_nth_unstable(at).1)
     }
 
     fn is_stall(&mut self, pulled: i64, lateness: i64, back: u8) -> bool {

@@ -1,6 +1,7 @@
 //! A call between one sender and one receiver under virtual time: two sound cards with clocks of their own, and a seeded
 //! link between them.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test stands or falls with it")]
 
 use hallway_codec::{
     ClockOffset, MediaTime, Micros, Played, Policy, Receiver, ReceiverConfig, Report, Samples, Sender,

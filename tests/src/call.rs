@@ -107,7 +107,7 @@ impl Lab {
                 spoken: 0,
                 speaks: self.speaks[i],
                 sender: Sender::new(config).expect("a sender of the default settings"),
-                receiver: Receiver::new(self.receiver.clone()).expect("a receiver of the given settings"),
+                receiver: Receiver::new(self.receiver).expect("a receiver of the given settings"),
                 next_report: REPORT_EVERY,
                 next_stats: STATS_EVERY,
                 stats: ReceiverStats::default(),
@@ -292,8 +292,8 @@ impl Call {
                     self.ends[1 - from].receive(at, &packet);
                 }
             }
-            for i in 0..2 {
-                if ticks[i] == next {
+            for (i, tick) in ticks.into_iter().enumerate() {
+                if tick == next {
                     self.tick(i, next);
                 }
             }

@@ -97,10 +97,11 @@ impl Heard {
 
     /// Counts from nothing again, as if listening had just begun.
     pub(crate) fn restart(&mut self) {
-        let first_audio_ms = self.first_audio_ms;
+        // Field by field and not from the default: counting memory must not count the laboratory's.
+        (self.played, self.concealed, self.silent) = (Samples(0), Samples(0), Samples(0));
+        (self.longest_gap, self.gap, self.jumps, self.loudest) = (Samples(0), Samples(0), 0, 0.0);
+        self.last_delay_ms = None;
         self.delays.counts.fill(0);
-        let delays = std::mem::take(&mut self.delays);
-        *self = Heard { first_audio_ms, delays, ..Heard::default() };
     }
 }
 

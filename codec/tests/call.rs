@@ -344,6 +344,7 @@ proptest! {
             let played = receiver.play_into(Micros(now + period * 2_500), 0, &mut out);
             voiced += u32::from(period >= 400 && played.sound == Sound::Voice && played.level > Dbov::new(-60));
         }
-        prop_assert!(voiced > 350, "{voiced} of 400");
+        // Forged arrivals stay in the memory of the path for ten seconds: a little is concealed meanwhile.
+        prop_assert!(voiced > 300, "{voiced} of 400");
     }
 }

@@ -109,7 +109,13 @@ mod tests {
         let mut back = [0.3f32; 480];
         concealment.heard(&mut back, 1);
         assert!(back[0] < 0.01 && back[479] == 0.3);
-        assert!(heard.iter().chain(&back).zip(heard.iter().chain(&back).skip(1)).all(|(a, b)| (a - b).abs() < 0.01));
+        assert!(
+            heard
+                .iter()
+                .chain(&back)
+                .zip(heard.iter().chain(&back).skip(1))
+                .all(|(a, b)| (a - b).abs() < 0.01)
+        );
         assert_eq!(concealment.run(), Samples::ZERO);
     }
 }

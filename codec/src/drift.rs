@@ -100,8 +100,8 @@ impl Estimator {
             }
         }
         let middle = self.slopes.len() / 2;
-        if let Some((_, median, _)) = (middle < self.slopes.len())
-            .then(|| self.slopes.select_nth_unstable_by(middle, f64::total_cmp))
+        if let Some((_, median, _)) =
+            (middle < self.slopes.len()).then(|| self.slopes.select_nth_unstable_by(middle, f64::total_cmp))
         {
             let limit = MAX_DRIFT_PPM * 1e-6;
             // Few seconds say little: they are believed in part.

@@ -194,7 +194,12 @@ impl<'a> Iterator for Frames<'a> {
 
 /// Writes a packet into `out`, which is cleared first. `frames` gives the main frame, then copies; copies that do not fit
 /// into `size` bytes are left out, and what is left of `size` is filled with padding.
-pub fn write<'a>(header: &Header, frames: impl IntoIterator<Item = Frame<'a>>, size: usize, out: &mut Vec<u8>) {
+pub fn write<'a>(
+    header: &Header,
+    frames: impl IntoIterator<Item = Frame<'a>>,
+    size: usize,
+    out: &mut Vec<u8>,
+) {
     let size = size.min(MAX_PACKET_BYTES);
     out.clear();
     out.extend_from_slice(&[KIND_VOICE, VERSION.wrapping_shl(4) | (header.channels & 0x0f)]);
@@ -272,7 +277,11 @@ mod tests {
     #[test]
     fn copies_that_do_not_fit_are_left_out() {
         let mut out = Vec::new();
-        let frames = [Frame { back: 0, opus: &[1; 400] }, Frame { back: 8, opus: &[2; 400] }, Frame { back: 16, opus: &[3; 400] }];
+        let frames = [
+            Frame { back: 0, opus: &[1; 400] },
+            Frame { back: 8, opus: &[2; 400] },
+            Frame { back: 16, opus: &[3; 400] },
+        ];
         write(&header(), frames, MAX_PACKET_BYTES, &mut out);
         assert_eq!(out.len(), MAX_PACKET_BYTES);
         assert_eq!(Packet::parse(&out).unwrap().copies(), 1);
@@ -292,12 +301,20 @@ mod tests {
     #[test]
     fn every_truncation_is_an_error() {
         let mut out = Vec::new();
-        write(&header(), [Frame { back: 0, opus: &[1; 20] }, Frame { back: 2, opus: &[2; 20] }], 68, &mut out);
+        write(
+            &header(),
+            [Frame { back: 0, opus: &[1; 20] }, Frame { back: 2, opus: &[2; 20] }],
+            68,
+            &mut out,
+        );
         for n in 0..out.len() {
             assert_eq!(Packet::parse(&out[..n]).unwrap_err(), Error::Truncated(n));
         }
         assert!(Packet::parse(&out).is_ok());
-        assert_eq!(Packet::parse(&[1; MAX_PACKET_BYTES + 1]).unwrap_err(), Error::Oversize(MAX_PACKET_BYTES + 1));
+        assert_eq!(
+            Packet::parse(&[1; MAX_PACKET_BYTES + 1]).unwrap_err(),
+            Error::Oversize(MAX_PACKET_BYTES + 1)
+        );
     }
 
     #[test]

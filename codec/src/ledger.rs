@@ -110,9 +110,9 @@ impl Ledger {
         let captured_there = expand_micros(trace.captured_us, arrived.saturating_add(clock.offset_us));
         let captured = captured_there.saturating_sub(clock.offset_us);
         let whole = i64::try_from(heard.at.0).unwrap_or(i64::MAX).saturating_sub(captured);
-        let sent = captured
-            .saturating_add(trace.back_us.into())
-            .saturating_add(i64::from(trace.capture_us) + i64::from(trace.encode_us) + i64::from(self.send_us));
+        let sent = captured.saturating_add(trace.back_us.into()).saturating_add(
+            i64::from(trace.capture_us) + i64::from(trace.encode_us) + i64::from(self.send_us),
+        );
         let network = arrived.saturating_sub(sent);
         let known = i64::from(trace.capture_us)
             + i64::from(trace.encode_us)
@@ -201,6 +201,9 @@ mod tests {
         histogram.add(i64::MAX);
         histogram.add(-5);
         let p = histogram.percentiles().unwrap();
-        assert!((p.p50 - 50.0).abs() < 0.6 && (p.p95 - 95.0).abs() < 0.6 && (p.p99 - 99.0).abs() < 0.6, "{p:?}");
+        assert!(
+            (p.p50 - 50.0).abs() < 0.6 && (p.p95 - 95.0).abs() < 0.6 && (p.p99 - 99.0).abs() < 0.6,
+            "{p:?}"
+        );
     }
 }

@@ -27,7 +27,11 @@ impl Dbov {
     /// From the mean square of samples in -1.0..=1.0.
     #[must_use]
     pub fn from_mean_square(mean_square: f32) -> Self {
-        if mean_square > 0.0 { Self((10.0 * mean_square.log10()).round().clamp(-127.0, 0.0) as i8) } else { Self::SILENCE }
+        if mean_square > 0.0 {
+            Self((10.0 * mean_square.log10()).round().clamp(-127.0, 0.0) as i8)
+        } else {
+            Self::SILENCE
+        }
     }
 
     /// -127..=0 dB.

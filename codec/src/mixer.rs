@@ -28,7 +28,13 @@ impl Mixer {
     /// A mixer of `channels` interleaved channels (0 counts as 1).
     #[must_use]
     pub fn new(channels: u8) -> Self {
-        Self { channels: usize::from(channels.max(1)), sum: vec![0.0; MAX_BLOCK], filled: 0, voices: 0, gain: 1.0 }
+        Self {
+            channels: usize::from(channels.max(1)),
+            sum: vec![0.0; MAX_BLOCK],
+            filled: 0,
+            voices: 0,
+            gain: 1.0,
+        }
     }
 
     /// Adds one voice's block. False where it was left out: more than [`MAX_VOICES`], or longer than [`MAX_BLOCK`].

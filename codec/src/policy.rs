@@ -71,7 +71,8 @@ impl Policy {
     /// Bytes of a packet before sealing.
     #[must_use]
     pub fn packet_bytes(&self) -> usize {
-        (HEADER_BYTES + (1 + self.copies.len()) * (FRAME_HEADER_BYTES + self.frame_bytes())).min(MAX_PACKET_BYTES)
+        (HEADER_BYTES + (1 + self.copies.len()) * (FRAME_HEADER_BYTES + self.frame_bytes()))
+            .min(MAX_PACKET_BYTES)
     }
 
     /// Rate on the wire with all headers, in kb/s.
@@ -202,8 +203,16 @@ impl Controller {
     #[must_use]
     pub fn new(profile: Profile, channels: u8, max_kbps: Option<u32>) -> Self {
         let policy = plan(profile, channels, Grade::Clean, 0);
-        let mut controller =
-            Self { profile, channels, max_kbps, peers: Vec::new(), grade: Grade::Clean, plan: 0, policy, judged_at: None };
+        let mut controller = Self {
+            profile,
+            channels,
+            max_kbps,
+            peers: Vec::new(),
+            grade: Grade::Clean,
+            plan: 0,
+            policy,
+            judged_at: None,
+        };
         controller.choose(Grade::Clean);
         controller
     }
@@ -432,7 +441,11 @@ mod tests {
         controller.handle_path(seconds(0.5), 1, &path(1100, 20));
         assert_eq!(controller.policy(seconds(0.5)).copies, [1, 2, 3, 4]);
         controller.handle_path(seconds(0.6), 1, &path(10, 0));
-        assert_eq!(controller.policy(seconds(0.6)).copies, [1, 2, 3, 4], "a new path starts its totals afresh");
+        assert_eq!(
+            controller.policy(seconds(0.6)).copies,
+            [1, 2, 3, 4],
+            "a new path starts its totals afresh"
+        );
     }
 
     #[test]
@@ -457,7 +470,8 @@ mod tests {
         let mut changes = 0;
         let mut last = controller.policy(seconds(0.0)).clone();
         for i in 0..100u32 {
-            let path = PathStats { max_kbps: Some(if i % 2 == 0 { 215 } else { 230 }), ..PathStats::default() };
+            let path =
+                PathStats { max_kbps: Some(if i % 2 == 0 { 215 } else { 230 }), ..PathStats::default() };
             controller.handle_path(seconds(f64::from(i)), 1, &path);
             let policy = controller.policy(seconds(f64::from(i))).clone();
             changes += u32::from(policy != last);
@@ -473,7 +487,8 @@ mod tests {
                 for at in 0..plans(profile, grade).len() {
                     for channels in [1, 2] {
                         let policy = plan(profile, channels, grade, at);
-                        let whole = HEADER_BYTES + (1 + policy.copies.len()) * (FRAME_HEADER_BYTES + policy.frame_bytes());
+                        let whole = HEADER_BYTES
+                            + (1 + policy.copies.len()) * (FRAME_HEADER_BYTES + policy.frame_bytes());
                         assert!(whole <= MAX_PACKET_BYTES, "{policy:?} takes {whole}");
                         assert!(policy.reach().0 / STEP.0 <= 255);
                     }

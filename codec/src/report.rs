@@ -76,7 +76,13 @@ impl Stages {
     /// The sum of all stages, in ms.
     #[must_use]
     pub fn total(&self) -> f32 {
-        self.capture + self.encode + self.send + self.network + self.jitter_buffer + self.decode + self.playback
+        self.capture
+            + self.encode
+            + self.send
+            + self.network
+            + self.jitter_buffer
+            + self.decode
+            + self.playback
     }
 }
 

@@ -169,7 +169,11 @@ impl Sender {
         for sample in pcm.chunks_exact(channels) {
             if self.gain != target {
                 let step = 1.0 / MUTE_FADE;
-                self.gain = if target > self.gain { (self.gain + step).min(1.0) } else { (self.gain - step).max(0.0) };
+                self.gain = if target > self.gain {
+                    (self.gain + step).min(1.0)
+                } else {
+                    (self.gain - step).max(0.0)
+                };
             }
             self.ring.push(sample, self.gain);
         }
@@ -240,14 +244,16 @@ impl Sender {
         self.meter.add(&self.scratch);
         let level = self.meter.take().unwrap_or(Dbov::SILENCE);
         self.level = Some(level);
-        let mut sent = if self.sent.len() > MAX_COPIES { self.sent.pop_front() } else { None }.unwrap_or_default();
+        let mut sent =
+            if self.sent.len() > MAX_COPIES { self.sent.pop_front() } else { None }.unwrap_or_default();
         (sent.at, sent.frame) = (self.next, frame);
         let encoder = match self.policy.application {
             Application::Voip => &mut self.speech,
             Application::LowDelay => &mut self.low_delay,
         };
         let coded = encoder.encode(&self.scratch, &mut sent.opus);
-        let was_independent = self.stats.packets == 0 || self.sent.back().is_none_or(|last| last.frame != frame);
+        let was_independent =
+            self.stats.packets == 0 || self.sent.back().is_none_or(|last| last.frame != frame);
         if was_independent {
             let _ = self.configure(false);
         }
@@ -273,7 +279,8 @@ impl Sender {
         let size = HEADER_BYTES + (1 + self.policy.copies.len()) * (FRAME_HEADER_BYTES + main.len());
         let copies = self.policy.copies.iter().filter_map(|back| {
             let distance = u64::from(*back) * u64::from(frame.0);
-            let copy = self.sent.iter().find(|s| Some(s.at) == at.checked_sub(distance) && s.frame == frame)?;
+            let copy =
+                self.sent.iter().find(|s| Some(s.at) == at.checked_sub(distance) && s.frame == frame)?;
             Some(Frame { back: u8::try_from(distance / u64::from(STEP.0)).ok()?, opus: &copy.opus })
         });
         frame::write(&header, std::iter::once(Frame { back: 0, opus: main }).chain(copies), size, out);
@@ -306,7 +313,8 @@ impl Sender {
         let wanted = self.controller.policy(now);
         if *wanted != self.policy {
             let wanted = wanted.clone();
-            let same_coder = (wanted.frame, wanted.application) == (self.policy.frame, self.policy.application);
+            let same_coder =
+                (wanted.frame, wanted.application) == (self.policy.frame, self.policy.application);
             let span = self.policy.span(self.encoder().lookahead());
             let coming = wanted.span(self.encoder_for(wanted.application).lookahead());
             if coming > span && self.stats.packets > 0 {
@@ -450,12 +458,16 @@ mod tests {
     use crate::frame::Packet;
 
     /// Feeds `ms` of a tone in 2.5 ms periods and collects all packets with their moment.
-    fn run(sender: &mut Sender, from: &mut u64, ms: u32, mut each: impl FnMut(&mut Sender, Micros)) -> Vec<(Encoded, Vec<u8>)> {
+    fn run(
+        sender: &mut Sender,
+        from: &mut u64,
+        ms: u32,
+        mut each: impl FnMut(&mut Sender, Micros),
+    ) -> Vec<(Encoded, Vec<u8>)> {
         let mut packets = Vec::new();
         let mut out = Vec::new();
         for _ in 0..ms * 2 / 5 {
-            let pcm: Vec<f32> =
-                (0..120).map(|i| ((*from + i) as f32 * 0.03).sin() * 0.3).collect();
+            let pcm: Vec<f32> = (0..120).map(|i| ((*from + i) as f32 * 0.03).sin() * 0.3).collect();
             let captured_at = Micros(*from * 125 / 6);
             *from += 120;
             let now = Micros(*from * 125 / 6);
@@ -480,7 +492,8 @@ mod tests {
             assert_eq!(header.media_time, encoded.media_time);
             let captured = Samples(i as u32 * 240).as_micros();
             assert!(captured.abs_diff(header.captured_us.into()) < 20);
-            let done = header.captured_us as u64 + 10 * (u64::from(header.capture_delay) + u64::from(header.encode_delay));
+            let done = header.captured_us as u64
+                + 10 * (u64::from(header.capture_delay) + u64::from(header.encode_delay));
             assert!(done.abs_diff(encoded.started_at.0) < 30, "the account closes");
             assert_eq!(header.encode_delay, 250);
             assert!(header.capture_delay <= 760, "{}", header.capture_delay);

@@ -148,7 +148,8 @@ impl Audio {
         if most < MIN_PERIOD || from + length > frames || from < most && search != Search::Forward {
             return None;
         }
-        let most = if search == Search::Forward { most.min(frames.checked_sub(from + length)?) } else { most };
+        let most =
+            if search == Search::Forward { most.min(frames.checked_sub(from + length)?) } else { most };
         let shifted = |lag: usize| if search == Search::Forward { from + lag } else { from - lag };
         let power = self.dot(from, from, length, COARSE) * COARSE as f32 / length as f32;
         if power < SILENT {
@@ -157,7 +158,8 @@ impl Audio {
         let alike = |lag: usize, step: usize| {
             let other = shifted(lag);
             let cross = self.dot(from, other, length, step);
-            cross / (self.dot(from, from, length, step) * self.dot(other, other, length, step)).sqrt().max(1e-9)
+            cross
+                / (self.dot(from, from, length, step) * self.dot(other, other, length, step)).sqrt().max(1e-9)
         };
         let best = |lags: &mut dyn Iterator<Item = usize>, step: usize| {
             lags.map(|lag| (lag, alike(lag, step))).max_by(|a, b| a.1.total_cmp(&b.1))
@@ -171,7 +173,9 @@ impl Audio {
     /// Product of two stretches, every `step`th sample, first channel plus second.
     fn dot(&self, a: usize, b: usize, length: usize, step: usize) -> f32 {
         let c = self.channels;
-        let (Some(a), Some(b)) = (self.pcm.get(a * c..(a + length) * c), self.pcm.get(b * c..(b + length) * c)) else {
+        let (Some(a), Some(b)) =
+            (self.pcm.get(a * c..(a + length) * c), self.pcm.get(b * c..(b + length) * c))
+        else {
             return 0.0;
         };
         a.chunks_exact(c)
@@ -233,7 +237,10 @@ mod tests {
                 assert_eq!(audio.ahead(), after);
                 let period = 48_000.0 / frequency;
                 let periods = changed as f32 / period;
-                assert!((periods - periods.round()).abs() < 0.03, "{frequency} Hz: {changed} is no whole period");
+                assert!(
+                    (periods - periods.round()).abs() < 0.03,
+                    "{frequency} Hz: {changed} is no whole period"
+                );
                 assert!(roughness(audio.around(1000)) <= smooth, "{frequency} Hz");
             }
         }

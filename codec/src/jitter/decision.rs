@@ -9,8 +9,10 @@ const MAX_STEER_PPM: f64 = 500.0;
 const STEER_PPM_PER_SAMPLE: f64 = 150.0 / 48.0;
 /// Too much delay is cut out from here on, in samples.
 const SHORTEN_ABOVE: f64 = 168.0;
-/// Too little is put in from here on.
-const LENGTHEN_ABOVE: f64 = 72.0;
+/// Too little is put in from here on. Less than any margin, since beyond the margin frames are late.
+const LENGTHEN_ABOVE: f64 = 20.0;
+/// A period of most voices; too little delay may become too much by that.
+const LENGTHEN_AT_LEAST: f64 = 480.0;
 /// Far too much delay: after a bad time it must be gone within two seconds.
 const FAR: f64 = 30.0 * 48.0;
 /// Least time between cuts, in samples: near the target, and far above it.
@@ -60,7 +62,7 @@ impl Decision {
         if error > SHORTEN_ABOVE {
             Step::Shorten { most: error as usize, force: force && error > FAR }
         } else if error < -LENGTHEN_ABOVE {
-            Step::Lengthen { most: (-error) as usize, force }
+            Step::Lengthen { most: LENGTHEN_AT_LEAST.max(-error) as usize, force }
         } else {
             Step::Keep
         }
@@ -102,7 +104,8 @@ mod tests {
         assert_eq!(decision.step(0, 100.0), Step::Keep);
         assert!(speed(0.0, 48.0) > 1.0001 && speed(0.0, 48.0) < 1.0002);
         assert_eq!(decision.step(0, 480.0), Step::Shorten { most: 480, force: false });
-        assert_eq!(decision.step(0, -480.0), Step::Lengthen { most: 480, force: false });
+        assert_eq!(decision.step(0, -30.0), Step::Lengthen { most: 480, force: false });
+        assert_eq!(decision.step(0, -700.0), Step::Lengthen { most: 700, force: false });
         assert!(speed(-300e-6, 0.0) > 1.00029, "a fast speaker is played faster");
     }
 

@@ -87,7 +87,8 @@ pub struct Packets {
 
 impl Default for Packets {
     fn default() -> Self {
-        let slots = (0..MAX_STEPS).map(|_| Slot { opus: Vec::with_capacity(64), ..Slot::default() }).collect();
+        let slots =
+            (0..MAX_STEPS).map(|_| Slot { opus: Vec::with_capacity(64), ..Slot::default() }).collect();
         Self { slots, origin: 0, newest: None }
     }
 }
@@ -107,7 +108,15 @@ impl Packets {
     }
 
     /// Takes a frame, while `playout` is the next position to be decoded.
-    pub fn offer(&mut self, at: i64, playout: i64, info: PacketInfo, from_copy: bool, trace: Trace, opus: &[u8]) -> Offer {
+    pub fn offer(
+        &mut self,
+        at: i64,
+        playout: i64,
+        info: PacketInfo,
+        from_copy: bool,
+        trace: Trace,
+        opus: &[u8],
+    ) -> Offer {
         if !self.in_range(at, playout) {
             return Offer::OutOfRange;
         }

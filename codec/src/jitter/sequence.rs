@@ -179,7 +179,15 @@ mod tests {
 
     #[test]
     fn reordering_is_no_loss_and_a_very_late_packet_takes_its_loss_back() {
-        assert_eq!(counted([0, 2, 1, 4, 3, 9, 8, 7, 6, 5, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 30].into_iter().chain(31..60)).lost, 9);
+        assert_eq!(
+            counted(
+                [0, 2, 1, 4, 3, 9, 8, 7, 6, 5, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 30]
+                    .into_iter()
+                    .chain(31..60)
+            )
+            .lost,
+            9
+        );
         let mut sequence = Sequence::default();
         for n in (0..50).filter(|n| *n != 10) {
             sequence.insert(n);

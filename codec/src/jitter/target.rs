@@ -19,23 +19,36 @@ const WINDOW: i64 = 10 * SAMPLE_RATE as i64;
 /// Lateness of the newest is looked at over this time too, with a lower quantile: an increase shows here first.
 const RECENT: i64 = SAMPLE_RATE as i64;
 /// Share of arrivals, in 1/1000, that may be late.
-const LATE_OF_WINDOW: usize = 5;
+const LATE_OF_WINDOW: usize = 2;
 const LATE_OF_RECENT: usize = 20;
+/// The same for the spread that is shown.
+const LATE_OF_JITTER: usize = 50;
 /// Lateness beyond the present need that makes a stall.
 const STALL: i64 = 25 * 48;
+/// A stall is over when lateness is back within this.
+const STALL_OVER: i64 = 2 * 48;
 /// A stall that goes on for so long is the new state of the path.
 const STALL_ENDS: i64 = 300 * 48;
 /// So many stalls in so much time are a habit, and are provided for.
 const HABIT: usize = 3;
 const HABIT_WINDOW: i64 = 15 * SAMPLE_RATE as i64;
+/// Until this much was seen of the path, the delay of the start is kept.
+const KNOWN_AFTER: i64 = SAMPLE_RATE as i64;
 /// The target is worked out anew after so many samples.
-const EVERY: i64 = 20 * 48;
+const EVERY: i64 = 40 * 48;
 
 #[derive(Debug, Clone, Copy)]
 struct Came {
     pulled: i64,
     lateness: i64,
     back: u8,
+}
+
+impl Came {
+    /// Lateness as it would be now: drift has moved it since.
+    fn moved(&self, age: i64, slope: f64) -> i64 {
+        self.lateness + (slope * age as f64) as i64
+    }
 }
 
 /// The state of the path, in samples, less the speaker's span; see [`Target::need`].
@@ -57,6 +70,7 @@ pub struct Target {
     sorted: Vec<i64>,
     need: Option<Need>,
     worked_out: i64,
+    began: Option<i64>,
     stall: Option<i64>,
     stalls: VecDeque<i64>,
 }
@@ -71,6 +85,7 @@ impl Target {
             sorted: Vec::with_capacity(MAX_ARRIVALS),
             need: None,
             worked_out: i64::MIN,
+            began: None,
             stall: None,
             stalls: VecDeque::with_capacity(16),
         }
@@ -81,12 +96,14 @@ impl Target {
         self.came.clear();
         self.need = None;
         self.stall = None;
+        self.began = None;
         self.worked_out = i64::MIN;
     }
 
     /// A frame came for the first time when `pulled` samples had been pulled. `lateness` is its availability less the
     /// span; `back` how many steps before its packet's main frame it lies.
     pub fn insert(&mut self, pulled: i64, lateness: i64, back: u8) {
+        self.began.get_or_insert(pulled);
         if self.is_stall(pulled, lateness, back) {
             return;
         }
@@ -106,12 +123,28 @@ impl Target {
         while self.came.front().is_some_and(|c| pulled - c.pulled > WINDOW) {
             self.came.pop_front();
         }
-        let base = self.quantile(pulled, WINDOW, slope, 0, |n| n - 1)?;
-        let jitter = self.quantile(pulled, WINDOW, slope, 0, |n| n / 20)?;
-        let long = self.quantile(pulled, WINDOW, slope, reach, |n| n * LATE_OF_WINDOW / 1000)?;
-        let recent = self.quantile(pulled, RECENT, slope, reach, |n| n * LATE_OF_RECENT / 1000).unwrap_or(long);
+        let (mut base, mut base_now) = (i64::MAX, i64::MAX);
+        for came in self.came.iter().filter(|c| c.back == 0) {
+            let age = pulled - came.pulled;
+            let lateness = came.moved(age, slope);
+            base = base.min(lateness);
+            base_now = if age <= RECENT { base_now.min(lateness) } else { base_now };
+        }
+        if base == i64::MAX {
+            return None;
+        }
+        if base_now == i64::MAX {
+            base_now = base;
+        }
+        let long = self.quantile(pulled, WINDOW, slope, reach, LATE_OF_WINDOW)?;
+        let jitter = self.quantile(pulled, WINDOW, slope, 0, LATE_OF_JITTER)?;
+        let recent = self.quantile(pulled, RECENT, slope, reach, LATE_OF_RECENT).unwrap_or(long);
         let wanted = long.max(recent) + i64::from(self.config.margin.0) + LEAD as i64;
-        let offset = wanted.clamp(base + i64::from(self.config.floor.0), base + i64::from(self.config.ceiling.0));
+        let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
+        let floor = if is_known { self.config.floor.0 } else { self.start().0 };
+        // The ceiling stands on what comes now: a path that has just become longer by more than that is still heard.
+        let ceiling = i64::from(self.config.ceiling.0);
+        let offset = wanted.clamp(base + i64::from(floor).min(ceiling), base_now + ceiling);
         self.need = Some(Need { base, offset, jitter: jitter - base });
         self.need
     }
@@ -128,7 +161,9 @@ impl Target {
         Samples(self.config.start.0.max(self.config.floor.0).min(self.config.ceiling.0))
     }
 
-    fn quantile(&mut self, pulled: i64, window: i64, slope: f64, reach: u8, beyond: impl Fn(usize) -> usize) -> Option<i64> {
+    /// Lateness that all but `beyond` in 1000 keep, of frames that came within `window` and lie no further back than
+    /// `reach`.
+    fn quantile(&mut self, pulled: i64, window: i64, slope: f64, reach: u8, beyond: usize) -> Option<i64> {
         self.sorted.clear();
         for came in self.came.iter().rev() {
             let age = pulled - came.pulled;
@@ -136,13 +171,12 @@ impl Target {
                 break;
             }
             if came.back <= reach {
-                self.sorted.push(came.lateness + (slope * age as f64) as i64);
+                self.sorted.push(came.moved(age, slope));
             }
         }
         let last = self.sorted.len().checked_sub(1)?;
-        let at = beyond(self.sorted.len()).min(last);
-        // Sorted from the latest down: `at` of them are later.
-        Some(*self.sorted.select_nth_unstable_by(at, |a, b| b.cmp(a)).1)
+        let at = last - (self.sorted.len() * beyond / 1000).min(last);
+        Some(*self.sorted.select_nth_unstable(at).1)
     }
 
     fn is_stall(&mut self, pulled: i64, lateness: i64, back: u8) -> bool {
@@ -150,7 +184,9 @@ impl Target {
         if back > 0 {
             return self.stall.is_some();
         }
-        if lateness <= need.offset + STALL {
+        // What piled up comes less and less late: all of it belongs to the stall.
+        let limit = if self.stall.is_some() { STALL_OVER } else { STALL };
+        if lateness <= need.offset + limit {
             self.stall = None;
             return false;
         }

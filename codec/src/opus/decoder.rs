@@ -32,11 +32,16 @@ impl Decoder {
             sys::opus_decoder_create(SAMPLE_RATE as i32, checked_channels(channels)?, &raw mut code)
         };
         check("create a decoder", code)?;
-        let state = NonNull::new(state).ok_or(Error::Opus { doing: "create a decoder", code: sys::OPUS_ALLOC_FAIL })?;
+        let state = NonNull::new(state)
+            .ok_or(Error::Opus { doing: "create a decoder", code: sys::OPUS_ALLOC_FAIL })?;
         let decoder = Self { state, channels: usize::from(channels) };
         // SAFETY: this request takes one `opus_int32` by value.
         let code = unsafe {
-            sys::opus_decoder_ctl(decoder.state.as_ptr(), sys::OPUS_SET_COMPLEXITY_REQUEST, c_int::from(complexity))
+            sys::opus_decoder_ctl(
+                decoder.state.as_ptr(),
+                sys::OPUS_SET_COMPLEXITY_REQUEST,
+                c_int::from(complexity),
+            )
         };
         check("set the decoder's complexity", code)?;
         Ok(decoder)
@@ -90,7 +95,8 @@ impl Decoder {
         out: &mut [f32],
     ) -> Result<Samples, Error> {
         let (data, length) = packet.map_or((std::ptr::null(), 0), |p| (p.as_ptr(), p.len()));
-        let length = i32::try_from(length).map_err(|_| Error::Opus { doing, code: sys::OPUS_INVALID_PACKET })?;
+        let length =
+            i32::try_from(length).map_err(|_| Error::Opus { doing, code: sys::OPUS_INVALID_PACKET })?;
         let frame = c_int::try_from(out.len() / self.channels)
             .map_err(|_| Error::Opus { doing, code: sys::OPUS_BAD_ARG })?;
         // SAFETY: libopus reads `length` bytes of `data` (none where it is null) and writes at most `frame` samples for

@@ -75,7 +75,8 @@ impl Encoder {
             )
         };
         check("create an encoder", code)?;
-        let state = NonNull::new(state).ok_or(Error::Opus { doing: "create an encoder", code: sys::OPUS_ALLOC_FAIL })?;
+        let state = NonNull::new(state)
+            .ok_or(Error::Opus { doing: "create an encoder", code: sys::OPUS_ALLOC_FAIL })?;
         let mut encoder = Self { state, channels: usize::from(channels), lookahead: Samples::ZERO };
         let mut lookahead: c_int = 0;
         // SAFETY: this request writes one `opus_int32` through the pointer, which is valid for that.
@@ -95,7 +96,11 @@ impl Encoder {
         self.set("set the bitrate", sys::OPUS_SET_BITRATE_REQUEST, settings.bitrate.min(510_000) as c_int)?;
         self.set("set the rate mode", sys::OPUS_SET_VBR_REQUEST, c_int::from(!settings.constant_rate))?;
         self.set("set the complexity", sys::OPUS_SET_COMPLEXITY_REQUEST, settings.complexity.into())?;
-        self.set("set the expected loss", sys::OPUS_SET_PACKET_LOSS_PERC_REQUEST, settings.loss_percent.into())?;
+        self.set(
+            "set the expected loss",
+            sys::OPUS_SET_PACKET_LOSS_PERC_REQUEST,
+            settings.loss_percent.into(),
+        )?;
         self.set("set FEC", sys::OPUS_SET_INBAND_FEC_REQUEST, settings.fec.into())?;
         self.set("set DRED", sys::OPUS_SET_DRED_DURATION_REQUEST, c_int::from(settings.dred_ms / 10))?;
         self.set("set the prediction", sys::OPUS_SET_PREDICTION_DISABLED_REQUEST, settings.independent.into())

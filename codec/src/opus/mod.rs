@@ -86,7 +86,9 @@ mod tests {
             .map(|i| {
                 let t = i as f32 / 48_000.0;
                 let swell = 0.6 + 0.4 * (t * 4.0 * std::f32::consts::TAU).sin();
-                (1..8).map(|h| (t * 140.0 * h as f32 * std::f32::consts::TAU).sin() / h as f32).sum::<f32>() * 0.15 * swell
+                (1..8).map(|h| (t * 140.0 * h as f32 * std::f32::consts::TAU).sin() / h as f32).sum::<f32>()
+                    * 0.15
+                    * swell
             })
             .collect()
     }
@@ -137,7 +139,10 @@ mod tests {
             // The speech coder's own resampler shifts phases a little, by frequency.
             assert!(best.abs_diff(lookahead as usize) <= 16, "{application:?} {frame:?}: aligned at {best}");
             let quality = snr(&said, &heard, best);
-            assert!(quality > if application == Application::Voip { 4.0 } else { 8.0 }, "{application:?} {frame:?}: {quality} dB");
+            assert!(
+                quality > if application == Application::Voip { 4.0 } else { 8.0 },
+                "{application:?} {frame:?}: {quality} dB"
+            );
         }
     }
 

@@ -1,9 +1,11 @@
 //! A call between one sender and one receiver under virtual time: two sound cards with clocks of their own, and a seeded
 //! link between them.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test stands or falls with it")]
 
 use hallway_codec::{
-    ClockOffset, MediaTime, Micros, Played, Policy, Receiver, ReceiverConfig, Report, Samples, Sender, SenderConfig,
+    ClockOffset, MediaTime, Micros, Played, Policy, Receiver, ReceiverConfig, Report, Samples, Sender,
+    SenderConfig,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -79,6 +81,9 @@ pub struct Call {
     pub report: Report,
     pub packet_sizes: Vec<usize>,
     pub keep_sound: bool,
+    /// Read before and after each pull; the difference adds up in `play_counted`.
+    pub play_counter: Option<fn() -> u64>,
+    pub play_counted: u64,
 }
 
 impl Call {
@@ -115,6 +120,8 @@ impl Call {
             report: Report::default(),
             packet_sizes: Vec::new(),
             keep_sound: true,
+            play_counter: None,
+            play_counted: 0,
         };
         call.receiver.set_clock(Some(ClockOffset { offset_us: CLOCK_OFFSET_US, error_us: 100 }));
         call
@@ -205,9 +212,13 @@ impl Call {
         let now = self.now as u64;
         while self.now >= self.bad_until && self.link.bad_share > 0.0 {
             self.bad = !self.bad;
-            let mean =
-                if self.bad { self.link.bad_us } else { self.link.bad_us * (1.0 / self.link.bad_share - 1.0) };
-            self.bad_until = self.now.max(self.bad_until) - mean * self.random.random_range(1e-9..1.0f64).ln();
+            let mean = if self.bad {
+                self.link.bad_us
+            } else {
+                self.link.bad_us * (1.0 / self.link.bad_share - 1.0)
+            };
+            self.bad_until =
+                self.now.max(self.bad_until) - mean * self.random.random_range(1e-9..1.0f64).ln();
         }
         self.sent += 1;
         if self.link.bad_share > 0.0 && self.bad && self.random.random_bool(0.85) {
@@ -233,7 +244,10 @@ impl Call {
 
     fn pull(&mut self) {
         let mut out = vec![0.0; PERIOD * self.channels];
+        let count = || self.play_counter.map_or(0, |count| count());
+        let before = count();
         let played = self.receiver.play_into(Micros(self.now as u64), 0, &mut out);
+        self.play_counted += count() - before;
         self.next_pull += PERIOD as f64 / 48_000.0 * 1e6;
         if self.keep_sound {
             self.heard.extend(out.iter().step_by(self.channels));
@@ -256,16 +270,15 @@ impl Call {
         let from = (second * 48_000.0) as usize;
         let heard = &self.heard[from..from + length];
         let mut best = (0.0, -1.0);
-        for lag in 0..24_000usize {
+        for lag in (0..24_000usize).step_by(4) {
             let Some(start) = from.checked_sub(lag) else { break };
-            let said = &self.said[start..start + length];
-            let like = likeness(said, heard, if lag % 16 == 0 { 8 } else { 0 });
+            let like = likeness(&self.said[start..start + length], heard, 5);
             if like > best.1 {
                 best = (start as f64, like);
             }
         }
         let rough = best.0 as usize;
-        for start in rough.saturating_sub(20)..rough + 20 {
+        for start in rough.saturating_sub(5)..rough + 5 {
             let Some(said) = self.said.get(start..start + length) else { continue };
             let like = likeness(said, heard, 1);
             if like > best.1 || start == rough {
@@ -276,11 +289,8 @@ impl Call {
     }
 }
 
-/// Correlation of two stretches, every `step`th sample; 0 skips it.
+/// Correlation of two stretches, every `step`th sample.
 fn likeness(a: &[f32], b: &[f32], step: usize) -> f64 {
-    if step == 0 {
-        return -1.0;
-    }
     let (mut ab, mut aa, mut bb) = (0.0f64, 1e-9f64, 1e-9f64);
     for (x, y) in a.iter().zip(b).step_by(step) {
         let (x, y) = (f64::from(*x), f64::from(*y));
@@ -301,7 +311,8 @@ pub fn speech(sample: u64) -> f32 {
         return (noise * 1e-4) as f32;
     }
     // The phase is the integral of a pitch of 120 Hz that wanders by 20 %.
-    let phase = std::f64::consts::TAU * (120.0 * t + 24.0 / 1.9 * (t * 1.9).sin() + 9.0 / 0.7 * (t * 0.7 + 1.0).cos());
+    let phase = std::f64::consts::TAU
+        * (120.0 * t + 24.0 / 1.9 * (t * 1.9).sin() + 9.0 / 0.7 * (t * 0.7 + 1.0).cos());
     let open = (syllable * std::f64::consts::PI).sin();
     let tract = 2.0 + 1.5 * (t * 2.7).sin();
     let voice: f64 = (1..12)
@@ -312,6 +323,19 @@ pub fn speech(sample: u64) -> f32 {
         .sum();
     let hiss = if syllable > 0.85 { noise * 0.15 } else { noise * 0.004 };
     (0.16 * open * voice + hiss) as f32
+}
+
+/// A voice that never pauses, of wandering pitch.
+pub fn vowel(sample: u64) -> f32 {
+    let t = sample as f64 / 48_000.0;
+    let phase = std::f64::consts::TAU * (130.0 * t + 8.0 / 1.9 * (t * 1.9).sin());
+    let voice: f64 = (1..14)
+        .map(|h| {
+            let h = f64::from(h);
+            (phase * h).sin() / (1.0 + (h - 3.0).powi(2) * 0.4)
+        })
+        .sum();
+    (0.16 * voice) as f32
 }
 
 /// A steady tone.
@@ -327,32 +351,24 @@ fn hash(n: u64) -> f64 {
     x as f64 / u64::MAX as f64
 }
 
-/// Greatest step between neighbouring samples.
-pub fn roughness(pcm: &[f32]) -> f32 {
-    pcm.windows(2).map(|w| (w[1] - w[0]).abs()).fold(0.0, f32::max)
-}
-
-/// The rest of a steady tone of 440 Hz once the tone itself is taken out, against the tone, in dB; per window of 20 ms,
-/// the worst.
-pub fn worst_tone_snr(pcm: &[f32]) -> f64 {
-    let w = 440.0 / 48_000.0 * std::f64::consts::TAU;
-    pcm.chunks_exact(960)
+/// The worst 10 ms of what was heard, as SNR in dB against what was said, each at the delay that fits best.
+pub fn worst_snr(call: &Call, from: f64, until: f64) -> f64 {
+    let windows = (from * 100.0) as usize..(until * 100.0) as usize;
+    windows
         .map(|window| {
-            let (mut s, mut c, mut ss, mut cc, mut sc, mut all) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
-            for (i, x) in window.iter().enumerate() {
-                let (si, co) = (w * i as f64).sin_cos();
-                let x = f64::from(*x);
-                s += x * si;
-                c += x * co;
-                ss += si * si;
-                cc += co * co;
-                sc += si * co;
-                all += x * x;
-            }
-            let det = ss * cc - sc * sc;
-            let (a, b) = ((s * cc - c * sc) / det, (c * ss - s * sc) / det);
-            let tone = a * s + b * c;
-            10.0 * (tone / (all - tone).max(1e-12)).log10()
+            let start = window * 480;
+            let heard = &call.heard[start..start + 480];
+            (1_000..4_000usize)
+                .map(|lag| {
+                    let said = &call.said[start - lag..start - lag + 480];
+                    let (mut noise, mut signal) = (1e-9f32, 1e-9f32);
+                    for (s, h) in said.iter().zip(heard) {
+                        noise += (s - h).powi(2);
+                        signal += s * s;
+                    }
+                    f64::from(10.0 * (signal / noise).log10())
+                })
+                .fold(f64::MIN, f64::max)
         })
         .fold(f64::MAX, f64::min)
 }

@@ -13,7 +13,7 @@ use super::nodes::Program;
 use super::profile::Profile;
 use super::proxy::{Proxy, ProxyConfig};
 use super::report::{CallReport, DirectionReport};
-use super::signal::{Track, measure};
+use super::signal::{Track, WindowLag, measure, median};
 use super::speech::{RATE_HZ, speech};
 
 /// What to measure.
@@ -238,18 +238,18 @@ pub fn direction(
     listener: &EventLog,
 ) -> DirectionReport {
     let node = listener.view_of(talker.peer_id());
-    let signal = tracks(said, heard, talker, listener).and_then(|(said, heard)| Ok(measure(&said, &heard)?));
-    let (signal, signal_error) = match signal {
-        Ok(report) => (Some(report), None),
-        Err(error) => (None, Some(format!("{name}: {error:#}"))),
+    let signal = tracks(said, heard, talker, listener)
+        .and_then(|(said, heard)| Ok((measure(&said, &heard)?, said.started_ns)));
+    let (signal, spoke_at, signal_error) = match signal {
+        Ok((report, spoke_at)) => (Some(report), spoke_at, None),
+        Err(error) => (None, 0, Some(format!("{name}: {error:#}"))),
     };
-    let measured = signal.as_ref().map(|signal| signal.lag_ms.p50);
+    let estimates = listener.estimates(talker.peer_id());
     DirectionReport {
         name: name.to_owned(),
-        estimate_minus_measured_ms: node
-            .mouth_to_ear_ms
-            .zip(measured)
-            .map(|(estimate, measured)| estimate - measured),
+        estimate_minus_measured_ms: signal
+            .as_ref()
+            .and_then(|signal| difference(&estimates, &signal.track, spoke_at)),
         signal,
         signal_error,
         node,
@@ -257,6 +257,20 @@ pub fn direction(
         wire: None,
         wire_kbps: None,
     }
+}
+
+/// Each estimate is for the second before it was told, and is compared with what was heard in that second: the median of
+/// these differences, ms. The delay changes in a call, so a difference of two medians would say less.
+fn difference(estimates: &[(u64, f64)], track: &[WindowLag], spoke_at: u64) -> Option<f64> {
+    let heard_at =
+        |window: &WindowLag| spoke_at.saturating_add(((window.at_ms + window.lag_ms) * 1e6) as u64);
+    let in_its_second = |(told, estimate): &(u64, f64)| {
+        let second = told.saturating_sub(1_000_000_000)..*told;
+        let lags: Vec<f64> =
+            track.iter().filter(|w| second.contains(&heard_at(w))).map(|w| w.lag_ms).collect();
+        Some(estimate - median(&lags)?)
+    };
+    median(&estimates.iter().filter_map(in_its_second).collect::<Vec<_>>())
 }
 
 fn tracks(
@@ -372,7 +386,8 @@ mod tests {
         ]);
         let listener = log(&[
             r#"{"event":"output_started","at_ns":2000000000}"#,
-            r#"{"event":"stats","at_ns":3,"peer_id":"t","mouth_to_ear_ms":26.5}"#,
+            r#"{"event":"stats","at_ns":4000000000,"peer_id":"t","mouth_to_ear_ms":26.5}"#,
+            r#"{"event":"stats","at_ns":1900000000,"peer_id":"t","mouth_to_ear_ms":90.0}"#,
             r#"{"event":"summary","at_ns":9,"since_start_ms":60000,"cpu_s":1.25,"max_rss_kb":1024}"#,
         ]);
         let report = direction("t > l", &said, &heard, &talker, &listener);

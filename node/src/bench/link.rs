@@ -235,13 +235,28 @@ impl Link {
             last_out: 0,
             dead_until: 0,
         };
-        if link.config.has_bursts() {
-            link.bad_until = span(link.weather.exponential(link.config.ge_good_ms));
-        }
-        if link.config.spike_per_s > 0.0 {
-            link.next_spike = span(link.spikes.exponential(1e3 / link.config.spike_per_s));
-        }
+        link.begin_weather(0);
         link
+    }
+
+    /// Becomes another link at `now`; what it has delivered and queued stays as it is.
+    pub fn change(&mut self, now: Duration, config: LinkConfig) {
+        let now = nanos(now);
+        self.advance(now);
+        self.config = config;
+        self.begin_weather(now);
+    }
+
+    fn begin_weather(&mut self, now: i64) {
+        self.bad = false;
+        if self.config.has_bursts() {
+            self.bad_until = now + span(self.weather.exponential(self.config.ge_good_ms));
+        }
+        self.next_spike = if self.config.spike_per_s > 0.0 {
+            now + span(self.spikes.exponential(1e3 / self.config.spike_per_s))
+        } else {
+            i64::MAX
+        };
     }
 
     /// What this link is made of.
@@ -495,6 +510,18 @@ mod tests {
         link.black_out(at(9_000.0));
         assert_eq!(link.send(at(8_999.0), 100), Fate::Lost(Loss::Blackout));
         assert!(matches!(link.send(at(9_000.0), 100), Fate::Deliver { .. }));
+    }
+
+    #[test]
+    fn a_link_can_become_another_in_the_middle() {
+        let mut link = Link::new(LinkConfig::delayed(10.0), 1);
+        assert_eq!(link.send(at(0.0), 100), Fate::Deliver { at: at(10.0), flip: None, copy_at: None });
+        link.change(at(5.0), LinkConfig { ge_loss_bad: 1.0, ge_loss_good: 1.0, ..bursty() });
+        assert_eq!(link.send(at(6.0), 100), Fate::Lost(Loss::Burst));
+        link.change(at(7.0), LinkConfig::delayed(1.0));
+        // Not before what was sent earlier.
+        assert_eq!(link.send(at(8.0), 100), Fate::Deliver { at: at(10.0), flip: None, copy_at: None });
+        assert_eq!(link.send(at(20.0), 100), Fate::Deliver { at: at(21.0), flip: None, copy_at: None });
     }
 
     #[test]

@@ -141,6 +141,16 @@ impl EventLog {
         }
     }
 
+    /// The mouth-to-ear estimates of the listener's node for `talker`: when each was told (ns), and ms.
+    pub fn estimates(&self, talker: Option<&str>) -> Vec<(u64, f64)> {
+        self.named("stats")
+            .filter(|event| talker.is_none() || event.get("peer_id").and_then(Value::as_str) == talker)
+            .filter_map(|event| {
+                Some((event.get("at_ns")?.as_u64()?, event.get("mouth_to_ear_ms")?.as_f64()?))
+            })
+            .collect()
+    }
+
     /// What this node cost.
     pub fn cost(&self) -> NodeCost {
         let of = |key: &str| self.last("summary").and_then(|event| event.get(key)?.as_f64());

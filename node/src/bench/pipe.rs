@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::link::{Fate, Link, Loss};
+use super::link::{Fate, Link, LinkConfig, Loss};
 
 /// Packets on their way at once; one more is lost as if a queue were full. At 400 packets a second it takes 20 s of
 /// delay to get there.
@@ -143,6 +143,11 @@ impl Pipe {
         self.link.black_out(until);
     }
 
+    /// Becomes another link at `now`; what is on its way still arrives as decided.
+    pub fn change(&mut self, now: Duration, config: LinkConfig) {
+        self.link.change(now, config);
+    }
+
     /// What went through so far.
     pub fn counts(&self) -> PipeCounts {
         self.counts
@@ -156,7 +161,6 @@ impl Pipe {
 
 #[cfg(test)]
 mod tests {
-    use super::super::link::LinkConfig;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);

@@ -20,6 +20,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use thread_priority::{RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
 
+use super::link::LinkConfig;
 use super::pipe::{Pipe, PipeCounts};
 use super::profile::Profile;
 
@@ -208,6 +209,14 @@ impl Proxy {
         state.to_b.black_out(until);
     }
 
+    /// Becomes another link; what is on its way still arrives as decided.
+    pub fn change(&self, ab: LinkConfig, ba: LinkConfig) {
+        let now = self.shared.epoch.elapsed();
+        let mut state = self.shared.lock();
+        state.to_b.change(now, ab);
+        state.to_a.change(now, ba);
+    }
+
     /// Gives a another port, as a NAT that forgot its mapping does: b sees a's datagrams come from a new address, and what
     /// it still sends to the old one is lost. Gives the new address.
     pub fn rebind_a(&mut self) -> io::Result<SocketAddr> {
@@ -369,7 +378,6 @@ fn be_prompt() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::link::LinkConfig;
 
     fn node() -> UdpSocket {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();

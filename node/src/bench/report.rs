@@ -82,7 +82,7 @@ pub struct DirectionReport {
     pub signal_error: Option<String>,
     /// What the listener's node says.
     pub node: NodeView,
-    /// The node's estimate minus the measured median, ms.
+    /// The node's estimate minus what the signal says, ms: median over the seconds of the call.
     pub estimate_minus_measured_ms: Option<f64>,
     /// What the listener's node cost.
     pub cost: NodeCost,

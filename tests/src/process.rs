@@ -84,6 +84,27 @@ impl Process {
         Process { name: name.to_owned(), child, said, reader: Some(reader), stdout, stderr, status: None }
     }
 
+    /// Starts `hallway ARGS` with a standard output that nobody reads and that is closed at once.
+    pub fn start_without_reader(
+        dir: &Path,
+        name: &str,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Process {
+        let (stdout, stderr) = (dir.join(format!("{name}.stdout")), dir.join(format!("{name}.stderr")));
+        File::create(&stdout).unwrap();
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let child = Command::new(binary::hallway())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .stderr(File::create(&stderr).unwrap())
+            .spawn()
+            .expect("starting hallway");
+        drop(reader);
+        let said = Arc::new(Said::default());
+        Process { name: name.to_owned(), child, said, reader: None, stdout, stderr, status: None }
+    }
+
     /// Its events so far, oldest first.
     pub fn events(&self) -> Vec<Value> {
         self.said.lock().events.clone()

@@ -319,7 +319,8 @@ type Plan = (Samples, Application, u32, bool, &'static [u8]);
 
 /// Plans for a profile and grade, richest first. The last is the least that we send: where even that does not fit, loss
 /// does the rest. The lossy ones follow the measured frontier: 20 ms speech with whole copies beats every in-codec tool,
-/// copies at even distances before odd ones on a thin uplink, FEC only where no copy fits.
+/// copies at even distances before odd ones on a thin uplink, FEC only where no copy
+/// fits (below 18 kb/s the encoder has no bits for it).
 fn plans(profile: Profile, grade: Grade) -> &'static [Plan] {
     use Application::{LowDelay, Voip};
     const MS_2_5: Samples = Samples::MS_2_5;
@@ -338,14 +339,16 @@ fn plans(profile: Profile, grade: Grade) -> &'static [Plan] {
             (MS_20, Voip, 24, false, &[1, 2]),
             (MS_20, Voip, 16, false, &[1, 2]),
             (MS_20, Voip, 16, false, &[2]),
-            (MS_20, Voip, 16, true, &[]),
+            (MS_20, Voip, 20, true, &[]),
+            (MS_20, Voip, 16, false, &[]),
         ],
         (Profile::Talk, Grade::Bad) => &[
             (MS_20, Voip, 24, false, &[1, 2, 3, 4]),
             (MS_20, Voip, 16, false, &[1, 2, 3, 4]),
             (MS_20, Voip, 16, false, &[2, 4]),
             (MS_20, Voip, 16, false, &[2]),
-            (MS_20, Voip, 16, true, &[]),
+            (MS_20, Voip, 20, true, &[]),
+            (MS_20, Voip, 16, false, &[]),
         ],
         (Profile::Music, Grade::Clean) => &[
             (MS_2_5, LowDelay, 112, false, &[]),

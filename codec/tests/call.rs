@@ -214,6 +214,52 @@ fn a_speaker_who_starts_anew_is_heard_anew() {
 }
 
 #[test]
+fn a_thin_uplink_repairs_by_fec_what_it_has_no_room_to_copy() {
+    let sender = SenderConfig { max_kbps: Some(60), ..SenderConfig::default() };
+    let mut call = Call::with(13, Link::of_ms(30).losing(0.1), sender, ReceiverConfig::default());
+    call.link().bad_us = 15_000.0;
+    call.run_for(5.0);
+    call.receiver.stats();
+    call.run_for(25.0);
+    assert!(call.sender.policy().fec && call.sender.policy().copies.is_empty());
+    let stats = call.receiver.stats();
+    println!("{stats:?}");
+    assert!(stats.recovered_pct.unwrap() > stats.loss_pct.unwrap() / 3.0, "{stats:?}");
+}
+
+#[test]
+fn sound_cards_that_pull_at_other_lengths_pay_for_their_own_length_only() {
+    for (pull, most) in [(441, 14.0), (480, 15.0), (960, 26.0), (2_000, 48.0)] {
+        let mut call = Call::new(14, Link::of_ms(5));
+        call.pull = pull;
+        call.run_for(10.0);
+        call.receiver.stats();
+        call.run_for(10.0);
+        let stats = call.receiver.stats();
+        println!("{pull}: {:?} {:?}", stats.mouth_to_ear_stages_ms, stats.totals);
+        assert_eq!(stats.concealed_pct, Some(0.0), "{pull}: {stats:?}");
+        let waited = stats.mouth_to_ear_stages_ms.unwrap().jitter_buffer;
+        assert!(waited < most, "{pull}: {waited}");
+        let (measured, _) = call.measured_ms(15.0);
+        assert!((measured - f64::from(stats.mouth_to_ear_ms.unwrap())).abs() < 1.0, "{pull}: {measured}");
+    }
+}
+
+#[test]
+fn a_third_lost_on_a_jittery_path_with_drift_is_still_a_conversation() {
+    let mut call = Call::new(15, Link::of_ms(40).jitter_ms(15).losing(0.3)).drift_ppm(-150.0);
+    call.run_for(10.0);
+    call.receiver.stats();
+    call.run_for(50.0);
+    let stats = call.receiver.stats();
+    println!("{stats:?}");
+    assert!(stats.loss_pct.unwrap() > 22.0);
+    assert!(stats.concealed_pct.unwrap() < stats.loss_pct.unwrap() / 2.5, "{stats:?}");
+    assert!(stats.mouth_to_ear_ms.unwrap() < 190.0, "{stats:?}");
+    assert!((stats.drift_ppm.unwrap() + 150.0).abs() < 40.0);
+}
+
+#[test]
 fn packets_that_come_twice_are_played_once() {
     let mut link = Link::of_ms(10).jitter_ms(2);
     link.duplicate = 0.3;
@@ -298,6 +344,7 @@ proptest! {
             let played = receiver.play_into(Micros(now + period * 2_500), 0, &mut out);
             voiced += u32::from(period >= 400 && played.sound == Sound::Voice && played.level > Dbov::new(-60));
         }
-        prop_assert!(voiced > 350, "{voiced} of 400");
+        // Forged arrivals stay in the memory of the path for ten seconds: a little is concealed meanwhile.
+        prop_assert!(voiced > 300, "{voiced} of 400");
     }
 }

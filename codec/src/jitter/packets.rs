@@ -156,6 +156,13 @@ impl Packets {
         (1..=LONGEST).find_map(|ahead| self.waiting(at.saturating_add(ahead.saturating_mul(STEP))))
     }
 
+    /// Whether the frame at `at` came, in time or late.
+    #[must_use]
+    pub fn knows(&self, at: i64) -> bool {
+        let slot = self.index(at).and_then(|i| self.slots.get(i));
+        slot.is_some_and(|s| s.at == at && s.state != State::Empty)
+    }
+
     /// Whether anything at all waits after `at`.
     #[must_use]
     pub fn any_after(&self, at: i64) -> bool {
@@ -225,6 +232,7 @@ mod tests {
         packets.done(480);
         assert!(packets.covering(480).is_none());
         assert_eq!(offer(&mut packets, 480, 720, false), Offer::Known);
+        assert!(packets.knows(480) && !packets.knows(720));
         assert_eq!(offer(&mut packets, 0, 720, false), Offer::Late(Samples(720)));
         assert_eq!(offer(&mut packets, 0, 720, false), Offer::Known);
     }

@@ -38,6 +38,8 @@ const PIECE: usize = 480;
 const STEP: i64 = Samples::MS_2_5.0 as i64;
 /// Gap after which all that comes late may set a new offset, and for how long it must have come late.
 const LOST_TOUCH: i64 = 40 * 48;
+/// FEC counts as in use for so long after it was seen.
+const FEC_IN_USE: i64 = 5 * SAMPLE_RATE as i64;
 /// Packets far off that agree with each other before the stream starts anew.
 const STRAYS: u32 = 4;
 /// Frames whose moment of play is still to come; more are not entered in the ledger.
@@ -156,6 +158,8 @@ struct Stream {
     speech_mode: bool,
     late_since: Option<i64>,
     last_arrival: i64,
+    /// When a packet with FEC came last; pauses of speech have none.
+    fec_seen: Option<i64>,
 }
 
 impl Receiver {
@@ -358,6 +362,7 @@ impl Receiver {
             speech_mode: main.speech_mode,
             late_since: None,
             last_arrival: self.pulled,
+            fec_seen: None,
         });
         self.anchor(at);
     }
@@ -382,10 +387,21 @@ impl Receiver {
     }
 
     fn follow(&mut self, at: i64, header: &Header, packet: &Packet<'_>, main: PacketInfo) {
-        let reach = packet.frames().map(|f| f.back).max().unwrap_or(0);
-        let pulled = self.pulled;
+        let mut reach = packet.frames().map(|f| f.back).max().unwrap_or(0);
+        let (pulled, length) = (self.pulled, i64::from(main.duration.0));
+        if main.has_fec && !self.packets.knows(at - length) {
+            // A packet with FEC is a copy of the frame before it, should that be missing.
+            let lateness = pulled - (at - length) - span_samples(header.span) as i64;
+            self.target.insert(pulled, lateness, (length / STEP) as u8);
+        }
         if let Some(stream) = &mut self.stream {
             stream.last_arrival = pulled;
+            if main.has_fec {
+                stream.fec_seen = Some(pulled);
+            }
+            if stream.fec_seen.is_some_and(|seen| pulled - seen < FEC_IN_USE) {
+                reach = reach.max((length / STEP) as u8);
+            }
             if at >= stream.at {
                 (stream.at, stream.wire) = (at, header.media_time);
                 (stream.span, stream.coming) = (header.span, header.coming);

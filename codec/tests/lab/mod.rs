@@ -81,6 +81,8 @@ pub struct Call {
     pub report: Report,
     pub packet_sizes: Vec<usize>,
     pub keep_sound: bool,
+    /// Samples asked for at once.
+    pub pull: usize,
     /// Read before and after each pull; the difference adds up in `play_counted`.
     pub play_counter: Option<fn() -> u64>,
     pub play_counted: u64,
@@ -120,6 +122,7 @@ impl Call {
             report: Report::default(),
             packet_sizes: Vec::new(),
             keep_sound: true,
+            pull: PERIOD,
             play_counter: None,
             play_counted: 0,
         };
@@ -243,12 +246,12 @@ impl Call {
     }
 
     fn pull(&mut self) {
-        let mut out = vec![0.0; PERIOD * self.channels];
+        let mut out = vec![0.0; self.pull * self.channels];
         let count = || self.play_counter.map_or(0, |count| count());
         let before = count();
         let played = self.receiver.play_into(Micros(self.now as u64), 0, &mut out);
         self.play_counted += count() - before;
-        self.next_pull += PERIOD as f64 / 48_000.0 * 1e6;
+        self.next_pull += self.pull as f64 / 48_000.0 * 1e6;
         if self.keep_sound {
             self.heard.extend(out.iter().step_by(self.channels));
         }

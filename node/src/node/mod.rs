@@ -47,7 +47,7 @@ use crate::{
     telemetry::Telemetry,
     transport::{self, Authenticated},
 };
-use peer::{Peer, dials_first};
+use peer::{CALL_AGAIN_FOR, Peer, dials_first};
 use server_links::ServerLinks;
 use swarm::{Behaviour, BehaviourEvent};
 
@@ -131,6 +131,24 @@ pub enum Ended {
         /// What to do.
         hint: String,
     },
+}
+
+impl Ended {
+    /// What a script should know, where this is no ordinary end.
+    pub fn notice(&self) -> Option<Notice> {
+        let (code, message, hint) = match self {
+            Self::Left => return None,
+            Self::NoPeer { waited } => (
+                "no_peer",
+                format!("nobody came within {}", humantime::format_duration(*waited)),
+                "Check that the others use the same room, secret and rendezvous server (--at), or wait longer \
+                 with --timeout."
+                    .to_owned(),
+            ),
+            Self::Refused { reason, hint } => ("refused", format!("refused: {reason}"), hint.clone()),
+        };
+        Some(Notice { code, message, hint })
+    }
 }
 
 /// Why a node could not go on.
@@ -266,6 +284,9 @@ impl Node {
         loop {
             self.pump();
             if let Some(ended) = self.ended.take() {
+                if let Some(notice) = ended.notice() {
+                    self.emit(Event::Error(notice));
+                }
                 self.say_goodbye().await;
                 return Ok(ended);
             }
@@ -339,6 +360,7 @@ impl Node {
             return;
         }
         known.connected();
+        known.proven = Some(path.remote());
         let inbox = known.inbox.clone();
         let start = dialer && known.wanted && !known.session.is_established();
         tokio::spawn(read(peer, connection, inbox, self.control_sender.clone()));
@@ -388,7 +410,11 @@ impl Node {
                 let patience = if via == rendezvous::Via::Initial { Duration::ZERO } else { DIAL_SECOND };
                 self.discovered(peer, addresses, patience);
             }
-            ClientEvent::PeerGone { .. } => {}
+            ClientEvent::PeerGone { peer } => {
+                if self.peers.get(&peer).is_some_and(|known| known.name.is_none() && known.paths.is_empty()) {
+                    self.peers.remove(&peer);
+                }
+            }
             ClientEvent::OtherKeys { count } => self.handle_other_keys(count),
             ClientEvent::Observed { addr } => {
                 if transport::to_socket_addr(&addr).is_some() && !self.observed.contains(&addr) {
@@ -506,6 +532,8 @@ impl Node {
         {
             self.ended.get_or_insert(Ended::NoPeer { waited: patience });
         }
+        let given_up = |p: &Peer| p.lost_since.is_some_and(|at| now.duration_since(at) >= CALL_AGAIN_FOR);
+        self.peers.retain(|_, peer| !given_up(peer) || !peer.paths.is_empty());
         let mut dial = Vec::new();
         for (id, peer) in &mut self.peers {
             if peer.next_dial.is_some_and(|at| at <= now) {
@@ -592,6 +620,7 @@ impl Node {
         match event {
             session::Event::Established { .. } => {
                 peer.wanted = true;
+                peer.lost_since = None;
                 let (route, inbox) = (peer.paths.route(), peer.inbox.clone());
                 let addresses = peer.addresses.clone();
                 self.command_media(MediaCommand::Voice { peer: id, route, inbox });
@@ -692,8 +721,11 @@ impl Node {
             Output::Forget { peer } => self.command_media(MediaCommand::Forget(peer)),
             Output::Joined { peer, name } | Output::Renamed { peer, name } => {
                 self.met_somebody = true;
+                let said = self.room.members().find(|member| member.peer == peer);
+                let said = said.map(|member| member.addresses.clone()).unwrap_or_default();
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.name = Some(name);
+                    known.learn(said);
                 }
                 self.tell_peer(peer, PeerState::Connected, None);
             }
@@ -704,7 +736,11 @@ impl Node {
                 };
                 self.remember(peer);
                 self.tell_peer(peer, PeerState::Left, Some(reason));
+                let known = self.peers.get(&peer).map(|known| (known.addresses.clone(), known.proven.clone()));
                 self.forget(peer);
+                if let (Departure::Lost, Some((addresses, proven))) = (departure, known) {
+                    self.call_again(peer, addresses, proven);
+                }
             }
             Output::Dial { peer, addresses } => {
                 let patience = if dials_first(&self.me, &peer) { Duration::ZERO } else { DIAL_SECOND };
@@ -757,23 +793,41 @@ impl Node {
         }
     }
 
+    /// One who was here fell silent. Nobody may ever tell that it is back: the server may not have noticed.
+    fn call_again(&mut self, id: PeerId, addresses: Vec<Multiaddr>, proven: Option<Multiaddr>) {
+        let now = Instant::now();
+        let Some(peer) = self.peer_entry(id, now) else { return };
+        (peer.wanted, peer.lost_since, peer.proven) = (true, Some(now), proven);
+        peer.learn(addresses);
+        peer.dial_failed(now);
+    }
+
     fn dial(&mut self, id: PeerId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let budget = &mut self.budget;
-        let addresses: Vec<_> = peer.addresses.iter().filter(|addr| budget.allow(now, addr)).cloned().collect();
+        // On others' word an address is dialled a few times only; where the peer itself has answered, with patience.
+        let told = peer.addresses.iter().filter(|addr| Some(*addr) != peer.proven.as_ref());
+        let addresses: Vec<_> = peer.proven.iter().chain(told.filter(|addr| budget.allow(now, addr))).cloned().collect();
         if addresses.is_empty() {
             tracing::debug!(peer = %id, "no address that may be dialled now");
+            peer.dial_failed(now);
             return;
         }
         let opts =
             DialOpts::peer_id(id).addresses(addresses).condition(PeerCondition::DisconnectedAndNotDialing).build();
         match self.swarm.dial(opts) {
             Ok(()) => {
-                if self.peers.get(&id).is_some_and(|peer| peer.told != Some(PeerState::Reconnecting)) {
+                let quiet = |peer: &Peer| peer.told == Some(PeerState::Reconnecting) || peer.lost_since.is_some();
+                if self.peers.get(&id).is_some_and(|peer| !quiet(peer)) {
                     self.tell_peer(id, PeerState::Connecting, None);
                 }
             }
-            Err(error) => tracing::debug!(peer = %id, %error, "not dialled"),
+            Err(error) => {
+                tracing::debug!(peer = %id, %error, "not dialled");
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.dial_failed(now);
+                }
+            }
         }
     }
 
@@ -801,7 +855,8 @@ impl Node {
     /// The entry of a peer, made where there is room for it.
     fn peer_entry(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
         if !self.peers.contains_key(&id) && self.peers.len() >= MAX_PEERS {
-            let stranger = self.peers.iter().find(|(_, p)| !p.wanted && p.paths.is_empty()).map(|(id, _)| *id)?;
+            let absent = self.peers.iter().filter(|(_, p)| p.name.is_none() && p.paths.is_empty());
+            let stranger = absent.min_by_key(|(_, p)| p.wanted).map(|(id, _)| *id)?;
             self.peers.remove(&stranger);
         }
         let local = &self.local;

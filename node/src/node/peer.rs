@@ -22,6 +22,8 @@ const PING_EVERY: Duration = Duration::from_millis(400);
 /// Dialling again after a failure: at first after this long, then twice as long each time.
 const REDIAL_AFTER: Duration = Duration::from_secs(1);
 const REDIAL_AT_MOST: Duration = Duration::from_secs(30);
+/// One who fell silent is called again for this long: a laptop slept, a network was away.
+pub const CALL_AGAIN_FOR: Duration = Duration::from_secs(600);
 
 /// One peer.
 pub struct Peer {
@@ -30,6 +32,10 @@ pub struct Peer {
     pub inbox: Inbox,
     pub clock: OffsetFilter,
     pub addresses: Vec<Multiaddr>,
+    /// Where it last proved its PeerId: no third party's address, whatever anybody says.
+    pub proven: Option<Multiaddr>,
+    /// It was a member until it fell silent.
+    pub lost_since: Option<Instant>,
     /// Somebody said that it is in our room: the rendezvous, the local network, a member.
     pub wanted: bool,
     /// A member, with this name.
@@ -56,6 +62,8 @@ impl Peer {
             inbox: Inbox::default(),
             clock: OffsetFilter::new(),
             addresses: Vec::new(),
+            proven: None,
+            lost_since: None,
             wanted: false,
             name: None,
             told: None,

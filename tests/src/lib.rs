@@ -1,7 +1,11 @@
-//! hallway's laboratory: calls under virtual time.
+//! hallway's laboratory.
 //!
-//! An hour of call is a short test, and a failure repeats from its seed: media engines, sound cards, clocks and the links
-//! between them are all driven by one event loop that skips from one event to the next. Nothing here sleeps.
+//! | part | what runs | time |
+//! | --- | --- | --- |
+//! | [`Lab`], [`Call`] | media engines, sound cards, clocks and links in one event loop | virtual: an hour is a short test |
+//! | [`Hall`], [`Process`] | the real program, as processes on loopback | real |
+//!
+//! In virtual time a failure repeats from its seed, and nothing sleeps:
 //!
 //! ```no_run
 //! # use std::time::Duration; use hallway_tests::{Lab, LinkConfig};
@@ -11,12 +15,24 @@
 //! ```
 
 // All of this crate is test code: where the laboratory cannot go on, the test fails.
-#![allow(clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod binary;
 mod call;
 mod ear;
+pub mod hall;
+pub mod process;
+pub mod sound;
+pub mod stranger;
 
 pub use call::{Call, Lab, Recording};
 pub use ear::{Delays, Heard};
+pub use hall::{Hall, NodeArgs};
 pub use hallway::bench::link::LinkConfig;
 pub use hallway::bench::profile::Profile;
+pub use process::Process;
+
+/// Says why a test did nothing; `scripts/check` counts these lines.
+pub fn skipped(why: &str) {
+    println!("skipped: {why}");
+}

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use super::{DataDir, Failure, info, runtime};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec},
-    events::{self, Format},
+    events::{self, Format, Notice},
     invite::Invite,
     node::{self, Command, Ended, Node},
-    text,
+    text, transport,
 };
 
 #[derive(Args, Debug)]
@@ -101,6 +101,18 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
             "Use --path auto or --path direct.",
         ));
     }
+    if let Some(addr) = args.listen.iter().find(|addr| transport::to_socket_addr(addr).is_none()) {
+        return Err(Failure::usage(
+            format!("cannot listen on {addr}"),
+            "Voice comes over QUIC: an address to listen on looks like /ip4/0.0.0.0/udp/0/quic-v1.",
+        ));
+    }
+    if let Some(addr) = args.at.iter().find(|addr| !transport::is_dialable(addr)) {
+        return Err(Failure::usage(
+            format!("{addr} is no address of a rendezvous server"),
+            "It looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEERID or /dns4/NAME/tcp/4001/p2p/PEERID.",
+        ));
+    }
     let keypair = info::load_identity(&args.data_dir.path()?)?;
     let music = args.profile == Profile::Music;
     let channels: u8 = if music { 2 } else { 1 };
@@ -154,16 +166,14 @@ async fn talk(config: node::Config, audio: Audio, format: Format) -> Result<Exit
     while !printer.is_finished() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    match ended {
-        Ended::Left => Ok(ExitCode::SUCCESS),
-        Ended::NoPeer { waited } => Err(Failure {
-            code: 3,
-            message: format!("nobody came within {}", humantime::format_duration(waited)),
-            hint: "Check that the others use the same room, secret and rendezvous server (--at), or wait longer \
-                   with --timeout."
-                .into(),
-        }),
-        Ended::Refused { reason, hint } => Err(Failure { code: 5, message: format!("refused: {reason}"), hint }),
+    let code = match ended {
+        Ended::Left => 0,
+        Ended::NoPeer { .. } => 3,
+        Ended::Refused { .. } => 5,
+    };
+    match ended.notice() {
+        Some(Notice { message, hint, .. }) => Err(Failure { code, message, hint }),
+        None => Ok(ExitCode::from(code)),
     }
 }
 

@@ -108,7 +108,10 @@ impl DataDir {
 
 /// Parses, runs, and says the last word.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     start_log(cli.verbose);
     let result = match cli.command {
         Command::Join(args) => join::run(*args),
@@ -126,12 +129,41 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(failure) => {
-            let hint = if failure.hint.is_empty() { String::new() } else { format!(" {}", failure.hint) };
-            let end = if failure.message.ends_with('.') { "" } else { "." };
-            let _ = writeln!(std::io::stderr(), "hallway: {}{end}{hint}", failure.message);
+            last_word(&failure);
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Says what happened and what to do next, in one line.
+fn last_word(failure: &Failure) {
+    let what = finished(&failure.message);
+    let mut hint = failure.hint.chars();
+    let line = match hint.next() {
+        Some(first) => format!("{what} {}{}", first.to_uppercase(), finished(hint.as_str())),
+        None => what,
+    };
+    let _ = writeln!(std::io::stderr(), "hallway: {line}");
+}
+
+/// With a full stop at the end.
+fn finished(text: &str) -> String {
+    let end = if text.ends_with(['.', '?', '!']) { "" } else { "." };
+    format!("{text}{end}")
+}
+
+/// Help and version as clap prints them; anything else the same, with a last line that stands for the whole.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let rendered = error.render().to_string();
+    let paragraph: Vec<&str> = rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let paragraph = paragraph.join(" ");
+    let what = paragraph.strip_prefix("error: ").unwrap_or("no command was given");
+    last_word(&Failure::usage(what, "`hallway help` and `hallway help COMMAND` show what can be typed"));
+    ExitCode::from(2)
 }
 
 /// A runtime with one thread more than the loop needs: datagrams are read while the node thinks.

@@ -54,6 +54,12 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
     let (mut swarm, mut authenticated) = swarm::build(&keypair, setup).map_err(|e| Failure::other(e, ""))?;
     let listen = if args.listen.is_empty() { everywhere() } else { args.listen.clone() };
     for addr in &listen {
+        if !crate::transport::is_dialable(addr) {
+            return Err(Failure::usage(
+                format!("cannot listen on {addr}"),
+                "An address to listen on looks like /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001.",
+            ));
+        }
         swarm.listen_on(addr.clone()).map_err(|e| {
             Failure::other(
                 format!("cannot listen on {addr}: {}", root_cause(&e)),

@@ -133,6 +133,24 @@ pub enum Ended {
     },
 }
 
+impl Ended {
+    /// What a script should know, where this is no ordinary end.
+    pub fn notice(&self) -> Option<Notice> {
+        let (code, message, hint) = match self {
+            Self::Left => return None,
+            Self::NoPeer { waited } => (
+                "no_peer",
+                format!("nobody came within {}", humantime::format_duration(*waited)),
+                "Check that the others use the same room, secret and rendezvous server (--at), or wait longer \
+                 with --timeout."
+                    .to_owned(),
+            ),
+            Self::Refused { reason, hint } => ("refused", format!("refused: {reason}"), hint.clone()),
+        };
+        Some(Notice { code, message, hint })
+    }
+}
+
 /// Why a node could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -266,6 +284,9 @@ impl Node {
         loop {
             self.pump();
             if let Some(ended) = self.ended.take() {
+                if let Some(notice) = ended.notice() {
+                    self.emit(Event::Error(notice));
+                }
                 self.say_goodbye().await;
                 return Ok(ended);
             }

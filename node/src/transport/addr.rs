@@ -17,6 +17,19 @@ pub fn to_socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
     parts.all(|part| matches!(part, Protocol::P2p(_))).then_some(SocketAddr::new(ip, port))
 }
 
+/// Whether an address has the shape of one that this version can reach: a host, then QUIC or TCP, then perhaps an
+/// identity.
+pub fn is_dialable(addr: &Multiaddr) -> bool {
+    use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, P2p, QuicV1, Tcp, Udp};
+    let parts: Vec<Protocol<'_>> = addr.iter().filter(|part| !matches!(part, P2p(_))).collect();
+    match parts.as_slice() {
+        [Dnsaddr(_)] => true,
+        [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1] => true,
+        [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => true,
+        _ => false,
+    }
+}
+
 /// The multiaddress of a QUIC socket.
 pub fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
     Multiaddr::empty().with(addr.ip().into()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
@@ -40,6 +53,18 @@ mod tests {
         for text in ["127.0.0.1:4001", "[::1]:9"] {
             let socket: SocketAddr = text.parse().unwrap();
             assert_eq!(to_socket_addr(&to_multiaddr(socket)), Some(socket));
+        }
+    }
+
+    #[test]
+    fn an_address_that_leads_nowhere_is_told_from_one_that_may() {
+        let id = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
+        for text in ["/ip4/192.0.2.1/udp/1/quic-v1", "/ip6/::1/tcp/1", "/dns4/x/tcp/1", "/dnsaddr/x.example"] {
+            assert!(is_dialable(&text.parse().unwrap()), "{text}");
+            assert!(is_dialable(&format!("{text}/p2p/{id}").parse().unwrap()), "{text}");
+        }
+        for text in ["/ip4/127.0.0.1", "/ip4/127.0.0.1/udp/1", "/dns4/x", "/memory/7", "/ip4/1.2.3.4/udp/1/quic"] {
+            assert!(!is_dialable(&text.parse().unwrap()), "{text}");
         }
     }
 

@@ -249,7 +249,10 @@ fn period_frames(ms: f64) -> Result<u32, Failure> {
 }
 
 fn everywhere() -> Vec<Multiaddr> {
-    ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/udp/0/quic-v1"].iter().filter_map(|addr| addr.parse().ok()).collect()
+    ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/udp/0/quic-v1"]
+        .iter()
+        .filter_map(|addr| addr.parse().ok())
+        .collect()
 }
 
 fn default_name() -> String {

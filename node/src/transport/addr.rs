@@ -59,11 +59,14 @@ mod tests {
     #[test]
     fn an_address_that_leads_nowhere_is_told_from_one_that_may() {
         let id = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
-        for text in ["/ip4/192.0.2.1/udp/1/quic-v1", "/ip6/::1/tcp/1", "/dns4/x/tcp/1", "/dnsaddr/x.example"] {
+        for text in ["/ip4/192.0.2.1/udp/1/quic-v1", "/ip6/::1/tcp/1", "/dns4/x/tcp/1", "/dnsaddr/x.example"]
+        {
             assert!(is_dialable(&text.parse().unwrap()), "{text}");
             assert!(is_dialable(&format!("{text}/p2p/{id}").parse().unwrap()), "{text}");
         }
-        for text in ["/ip4/127.0.0.1", "/ip4/127.0.0.1/udp/1", "/dns4/x", "/memory/7", "/ip4/1.2.3.4/udp/1/quic"] {
+        for text in
+            ["/ip4/127.0.0.1", "/ip4/127.0.0.1/udp/1", "/dns4/x", "/memory/7", "/ip4/1.2.3.4/udp/1/quic"]
+        {
             assert!(!is_dialable(&text.parse().unwrap()), "{text}");
         }
     }

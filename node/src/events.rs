@@ -386,6 +386,47 @@ mod tests {
         serde_json::from_slice(&out).unwrap()
     }
 
+    fn policy() -> hallway_codec::Policy {
+        hallway_codec::Policy {
+            frame: hallway_codec::Samples(120),
+            application: hallway_codec::Application::LowDelay,
+            bitrate: 64_000,
+            complexity: 5,
+            fec: false,
+            loss_perc: 10,
+            dred_ms: 0,
+            copies: vec![2],
+        }
+    }
+
+    fn figures() -> Event {
+        Event::Stats(Box::new(PeerStats {
+            peer_id: PeerId::random(),
+            name: "ana".into(),
+            path: None,
+            remote: None,
+            rtt_ms: None,
+            one_way_ms: None,
+            clock_error_ms: None,
+            jitter_ms: None,
+            loss_pct: None,
+            recovered_pct: None,
+            concealed_pct: None,
+            late_pct: None,
+            target_delay_ms: None,
+            buffer_ms: None,
+            mouth_to_ear_ms: None,
+            mouth_to_ear_stages_ms: None,
+            drift_ppm: None,
+            send_kbps: None,
+            recv_kbps: None,
+            frame_ms: None,
+            level_dbov: None,
+            policy: (&policy()).into(),
+            rejected: 0,
+        }))
+    }
+
     #[test]
     fn an_event_carries_its_name_and_moment() {
         let value = json(Event::Joined { room: "kitchen".into(), open: true, since_start_ms: 1.5 });
@@ -416,6 +457,30 @@ mod tests {
         assert_eq!(value["state"], "path_changed");
         assert!(value["name"].is_null() && value["path"].is_null());
         assert_eq!(value["peer_id"], peer_id.to_string());
+    }
+
+    #[test]
+    fn figures_leave_a_quarter_of_the_queue_to_what_happens_once() {
+        let (queue, _reader) = mpsc::channel(8);
+        let stats = figures();
+        let mut waiting = 0;
+        while has_room(&queue, &stats) {
+            queue.try_send(Stamped::now(stats.clone())).unwrap();
+            waiting += 1;
+        }
+        assert_eq!(waiting, 6);
+        for _ in 0..2 {
+            assert!(has_room(&queue, &Event::InputFinished));
+            queue.try_send(Stamped::now(Event::InputFinished)).unwrap();
+        }
+        assert!(!has_room(&queue, &Event::InputFinished));
+    }
+
+    #[test]
+    fn the_policy_is_told_in_milliseconds_and_kilobits() {
+        let value = serde_json::to_value(Sending::from(&policy())).unwrap();
+        assert_eq!((value["frame_ms"].as_f64(), value["bitrate_kbps"].as_f64()), (Some(2.5), Some(64.0)));
+        assert_eq!((value["loss_pct"].as_u64(), value["dred_ms"].as_u64()), (Some(10), Some(0)));
     }
 
     #[test]

@@ -170,11 +170,9 @@ impl Node {
 
     pub(super) fn tell_peer(&mut self, id: PeerId, state: PeerState, reason: Option<&'static str>) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.told == Some(state) && peer.told_name == peer.name && state != PeerState::PathChanged {
+        if !peer.is_news(state) {
             return;
         }
-        peer.told = Some(state);
-        peer.told_name.clone_from(&peer.name);
         let path = peer.paths.route().path().map(|path| path.kind());
         let name = peer.name.clone();
         let verified = peer.session.is_established() && !self.config.invite.is_open();

@@ -74,12 +74,9 @@ impl Node {
         );
     }
 
-    /// The local network knows of somebody: only addresses of that network are taken from it.
-    pub(super) fn discovered_nearby(&mut self, id: PeerId, address: Multiaddr) {
-        let addresses = policy::usable(&id, &[address], Scope::Loopback);
-        let nearby =
-            addresses.into_iter().filter(|addr| scope_of(addr).is_some_and(|scope| scope < Scope::Public));
-        self.discovered(id, nearby.collect(), DIAL_SECOND);
+    /// The local network knows of somebody.
+    pub(super) fn discovered_nearby(&mut self, id: PeerId, address: &Multiaddr) {
+        self.discovered(id, nearby(&id, address), DIAL_SECOND);
     }
 
     /// A member knows of somebody: it may name addresses at least as far away as it is itself.
@@ -97,8 +94,7 @@ impl Node {
     /// Somebody is said to be in the room, at addresses that may be dialled as far as their scope goes.
     pub(super) fn discovered(&mut self, id: PeerId, mut addresses: Vec<Multiaddr>, patience: Duration) {
         let now = Instant::now();
-        // Peers are met over QUIC only: anything else would be a connection that carries no voice.
-        addresses.retain(|addr| transport::to_socket_addr(addr).is_some());
+        addresses.retain(carries_voice);
         if id == self.me || addresses.is_empty() || self.elsewhere.contains(now, &id) {
             return;
         }
@@ -167,7 +163,7 @@ impl Node {
         let said =
             self.room.members().find(|member| member.peer == id).map(|member| member.addresses.as_slice());
         let said = policy::usable(&id, said.unwrap_or_default(), scope);
-        addresses.extend(said.into_iter().filter(|addr| transport::to_socket_addr(addr).is_some()));
+        addresses.extend(said.into_iter().filter(carries_voice));
         self.room.handle_left(now, id, Departure::Lost);
         self.drain_room();
         self.forget(id);
@@ -378,4 +374,48 @@ async fn read(
         }
     }
     let _ = control.send(FromPath::Closed { peer }).await;
+}
+
+/// Peers are met over QUIC only: on anything else no voice could be sent.
+fn carries_voice(addr: &Multiaddr) -> bool {
+    transport::to_socket_addr(addr).is_some()
+}
+
+/// What of an address that came over the local network may be dialled: one of that network, or of this machine. Anybody
+/// there can claim anything, and a public address would be somebody else's.
+fn nearby(id: &PeerId, address: &Multiaddr) -> Vec<Multiaddr> {
+    let mut addresses = policy::usable(id, std::slice::from_ref(address), Scope::Loopback);
+    addresses.retain(|addr| scope_of(addr).is_some_and(|scope| scope < Scope::Public));
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_network_names_addresses_of_its_own_only() {
+        let (ana, ben) = (PeerId::random(), PeerId::random());
+        let taken = |addr: &str| nearby(&ana, &addr.parse().unwrap()).len();
+        for addr in
+            ["/ip4/192.168.1.7/udp/1/quic-v1", "/ip6/fe80::1/udp/1/quic-v1", "/ip4/127.0.0.1/udp/1/quic-v1"]
+        {
+            assert_eq!(taken(addr), 1, "{addr}");
+            assert_eq!(taken(&format!("{addr}/p2p/{ana}")), 1, "with its own name at the end");
+            assert_eq!(taken(&format!("{addr}/p2p/{ben}")), 0, "with somebody else's");
+        }
+        for addr in
+            ["/ip4/8.8.8.8/udp/1/quic-v1", "/ip4/224.0.0.251/udp/1/quic-v1", "/ip4/0.0.0.0/udp/1/quic-v1"]
+        {
+            assert_eq!(taken(addr), 0, "{addr}");
+        }
+    }
+
+    #[test]
+    fn voice_needs_quic() {
+        assert!(carries_voice(&"/ip4/8.8.8.8/udp/1/quic-v1".parse().unwrap()));
+        for addr in ["/ip4/8.8.8.8/tcp/1", "/ip4/8.8.8.8/udp/1", "/dns4/x/udp/1/quic-v1"] {
+            assert!(!carries_voice(&addr.parse().unwrap()), "{addr}");
+        }
+    }
 }

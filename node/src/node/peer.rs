@@ -96,6 +96,15 @@ impl Peer {
         self.addresses.truncate(MAX_ADDRESSES);
     }
 
+    /// Whether the outside should hear of this state; counts as told if so. The same state under another name is news, and
+    /// so is each change of path.
+    pub fn is_news(&mut self, state: PeerState) -> bool {
+        let known = self.told == Some(state) && self.told_name == self.name;
+        self.told = Some(state);
+        self.told_name.clone_from(&self.name);
+        !known || state == PeerState::PathChanged
+    }
+
     /// Dials no later than at `at`.
     pub fn dial_at(&mut self, at: Instant) {
         self.next_dial = Some(self.next_dial.map_or(at, |planned| planned.min(at)));
@@ -266,6 +275,17 @@ mod tests {
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
         assert!(!peer.is_given_up(now + CALL_THE_LOST), "only members are given up by time");
+    }
+
+    #[test]
+    fn a_state_is_told_once_and_again_under_another_name() {
+        let mut peer = peer(Instant::now());
+        assert!(peer.is_news(PeerState::Connecting) && !peer.is_news(PeerState::Connecting));
+        peer.name = Some("ana".into());
+        assert!(peer.is_news(PeerState::Connected) && !peer.is_news(PeerState::Connected));
+        peer.name = Some("anna".into());
+        assert!(peer.is_news(PeerState::Connected) && !peer.is_news(PeerState::Connected));
+        assert!(peer.is_news(PeerState::PathChanged) && peer.is_news(PeerState::PathChanged));
     }
 
     #[test]

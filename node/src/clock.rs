@@ -101,10 +101,7 @@ impl OffsetFilter {
             let before = self.slots.len().checked_sub(2).and_then(|i| self.slots.get(i)).unwrap_or(last);
             (last.there.min(before.there) - last.back.min(before.back)) as f64 / 2.0
         });
-        Some(ClockOffset {
-            offset_us: offset.round() as i64,
-            error_us: u32::try_from(error).unwrap_or(u32::MAX),
-        })
+        Some(ClockOffset { offset_us: offset.round() as i64, error_us: u32::try_from(error).unwrap_or(u32::MAX) })
     }
 
     /// Least round trip on the network in µs, without the peer's thinking time.

@@ -23,8 +23,8 @@ use std::{
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use hallway_codec::{
-    ClockOffset, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats, Report,
-    Sender, SenderConfig,
+    ClockOffset, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats, Report, Sender,
+    SenderConfig,
 };
 use libp2p::PeerId;
 use tokio::sync::mpsc;

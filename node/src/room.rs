@@ -242,6 +242,7 @@ impl Room {
     pub fn handle_message(&mut self, now: Instant, peer: PeerId, message: &[u8]) {
         let Ok(Some(control)) = Control::decode(message) else { return self.ignore() };
         if let Control::Refused(reason) = control {
+            self.handle_left(now, peer, Departure::Closed);
             self.outputs.push_back(Output::Refused { peer, reason });
             return;
         }

@@ -100,8 +100,7 @@ fn a_server_that_is_not_there_is_waited_for_and_said_so() {
         listener.local_addr().unwrap().port()
     };
     let refusing_at = format!("/ip4/127.0.0.1/tcp/{refusing_port}");
-    let node =
-        |name: &str, more: &[&str]| hall::node(dir.path(), "kitchen", name, NodeArgs::default().with(more));
+    let node = |name: &str, more: &[&str]| hall::node(dir.path(), "kitchen", name, NodeArgs::default().with(more));
     let mut silence = node("silence", &["--at", &silent_at]);
     let mut refusal = node("refusal", &["--at", &refusing_at]);
     let mut hurried = node("hurried", &["--at", &silent_at, "--require-peer", "--timeout", "2s"]);
@@ -235,8 +234,7 @@ fn a_call_outlives_the_reader_of_its_events() {
     let args = ["join", "kitchen", "--name", "deaf", "--json", "--data-dir", &home, "--at", &hall.at];
     let sound = ["--input", "tone:440", "--output", "null", "--listen", hall::QUIC4];
     let mut deaf = Process::start_without_reader(hall.dir.path(), "deaf", args.iter().chain(&sound));
-    let connected =
-        ben.wait("somebody", SOON, |event| event["event"] == "peer" && event["state"] == "connected");
+    let connected = ben.wait("somebody", SOON, |event| event["event"] == "peer" && event["state"] == "connected");
     let id = connected["peer_id"].as_str().unwrap().to_owned();
     let first = at_ns(&ben.wait_hearing(&id));
     ben.wait("three seconds of it", SOON, |event| {

@@ -161,8 +161,10 @@ fn specific(listen: &[Multiaddr]) -> bool {
 }
 
 fn everywhere() -> Vec<Multiaddr> {
+    let has_ipv6 = crate::transport::has_ipv6();
     ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"]
         .iter()
+        .filter(|addr| addr.starts_with("/ip4") || has_ipv6)
         .filter_map(|addr| addr.parse().ok())
         .collect()
 }

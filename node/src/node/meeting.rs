@@ -258,12 +258,13 @@ impl Node {
             }
             let idle = !peer.session.is_established() && !peer.session.is_connecting();
             if idle && !is_server && now.duration_since(peer.since) >= STRANGER_TIMEOUT {
+                let lost_with_path = peer.lost_since.is_some() && !peer.paths.is_empty();
                 peer.paths.close_all();
                 if !peer.wanted {
                     self.peers.remove(&id);
                     continue;
                 }
-                if peer.lost_since.is_some() {
+                if lost_with_path {
                     peer.dial_at(now);
                 }
             }
@@ -300,10 +301,19 @@ impl Node {
         }
     }
 
+    /// It is in another room, or does not let us in: not called for a while. A member stays one: whoever says so now was
+    /// not in its session.
+    pub(super) fn leave_alone(&mut self, id: PeerId) {
+        if self.peers.get(&id).is_some_and(|peer| peer.session.is_established()) {
+            return;
+        }
+        self.elsewhere.insert(Instant::now(), id);
+        self.forget(id);
+    }
+
     pub(super) fn handle_refusal(&mut self, id: PeerId, reason: Refusal) {
         let who = events::short(&id);
-        self.forget(id);
-        self.elsewhere.insert(Instant::now(), id);
+        self.leave_alone(id);
         match reason {
             Refusal::WrongSecret => self.refused(
                 format!("{who} is in a room named {} with another secret", self.config.invite.room),

@@ -399,8 +399,7 @@ impl Node {
             session::Event::Refused { reason, .. } => self.handle_refusal(id, reason),
             session::Event::NotThisRoom => {
                 tracing::debug!(peer = %id, "in another room");
-                self.elsewhere.insert(now, id);
-                self.forget(id);
+                self.leave_alone(id);
             }
             session::Event::TimedOut => {
                 tracing::debug!(peer = %id, "no answer to the handshake");

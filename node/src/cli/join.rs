@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
 use tokio::sync::mpsc;
 
-use super::{DataDir, Failure, info, runtime};
+use super::{DataDir, Failure, info, node_runtime};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec},
     events::{self, Format, Notice},
@@ -147,7 +147,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         wait_anyway: args.wait,
     };
     let format = if args.json { Format::Json } else { Format::Plain };
-    runtime()?.block_on(talk(config, audio, format))
+    node_runtime()?.block_on(talk(config, audio, format))
 }
 
 async fn talk(config: node::Config, audio: Audio, format: Format) -> Result<ExitCode, Failure> {

@@ -117,7 +117,7 @@ pub fn main() -> ExitCode {
         Command::Join(args) => join::run(*args),
         Command::Invite(args) => info::invite(&args),
         Command::Rendezvous(args) => serve::run(args),
-        Command::Bench(args) => runtime().and_then(|runtime| Ok(runtime.block_on(bench::run(args))?)),
+        Command::Bench(args) => server_runtime().and_then(|runtime| Ok(runtime.block_on(bench::run(args))?)),
         Command::Devices(args) => info::devices(&args),
         Command::Id(args) => info::id(&args),
         Command::Completions { shell } => {
@@ -166,13 +166,18 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// A runtime with one thread more than the loop needs: datagrams are read while the node thinks.
-fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::other(format!("no runtime: {e}"), ""))
+/// A node's runtime. One thread: every datagram that wakes a second one costs more than it carries.
+fn node_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    build(&mut tokio::runtime::Builder::new_current_thread())
+}
+
+/// A server's runtime: a thread for each core.
+fn server_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    build(&mut tokio::runtime::Builder::new_multi_thread())
+}
+
+fn build(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
+    builder.enable_all().build().map_err(|e| Failure::other(format!("no runtime: {e}"), ""))
 }
 
 fn start_log(verbose: u8) {

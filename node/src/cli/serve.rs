@@ -12,7 +12,7 @@ use libp2p::{Multiaddr, swarm::SwarmEvent};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{DataDir, Failure, info, runtime};
+use super::{DataDir, Failure, info, server_runtime};
 use crate::{
     clock,
     node::{root_cause, swarm},
@@ -39,7 +39,7 @@ pub struct RendezvousArgs {
 /// Serves until SIGTERM, SIGHUP or Ctrl-C.
 pub fn run(args: RendezvousArgs) -> Result<ExitCode, Failure> {
     let keypair = info::load_identity(&args.data_dir.path()?)?;
-    runtime()?.block_on(serve(args, keypair))
+    server_runtime()?.block_on(serve(args, keypair))
 }
 
 async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Result<ExitCode, Failure> {

@@ -34,7 +34,13 @@ impl Node {
                 let patience = if via == rendezvous::Via::Initial { Duration::ZERO } else { DIAL_SECOND };
                 self.discovered(peer, addresses, patience);
             }
-            ClientEvent::PeerGone { .. } => {}
+            // One who was never met needs no calling. A member may well be there without the server.
+            ClientEvent::PeerGone { peer } => {
+                let unmet = |peer: &Peer| peer.name.is_none() && peer.lost_since.is_none() && peer.paths.is_empty();
+                if self.peers.get(&peer).is_some_and(unmet) {
+                    self.peers.remove(&peer);
+                }
+            }
             ClientEvent::OtherKeys { count } => self.handle_other_keys(count),
             ClientEvent::Observed { addr } => {
                 if transport::to_socket_addr(&addr).is_some() && !self.observed.contains(&addr) {
@@ -277,8 +283,8 @@ impl Node {
     /// The entry of a peer, made where there is room for it.
     pub(super) fn peer_entry(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
         if !self.peers.contains_key(&id) && self.peers.len() >= MAX_PEERS {
-            let stranger =
-                self.peers.iter().find(|(_, p)| !p.wanted && p.paths.is_empty()).map(|(id, _)| *id)?;
+            let absent = self.peers.iter().filter(|(_, p)| p.name.is_none() && p.paths.is_empty());
+            let stranger = absent.min_by_key(|(_, p)| (p.lost_since.is_some(), p.wanted)).map(|(id, _)| *id)?;
             self.peers.remove(&stranger);
         }
         let local = &self.local;

@@ -22,12 +22,11 @@ pub fn to_socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
 pub fn is_dialable(addr: &Multiaddr) -> bool {
     use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, P2p, QuicV1, Tcp, Udp};
     let parts: Vec<Protocol<'_>> = addr.iter().filter(|part| !matches!(part, P2p(_))).collect();
-    match parts.as_slice() {
-        [Dnsaddr(_)] => true,
-        [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1] => true,
-        [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)] => true,
-        _ => false,
-    }
+    matches!(
+        parts.as_slice(),
+        [Dnsaddr(_)] | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1]
+            | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)]
+    )
 }
 
 /// The multiaddress of a QUIC socket.

@@ -7,11 +7,19 @@ use std::{io::Write, time::Duration};
 
 use libp2p::{Multiaddr, PeerId};
 use serde::{Serialize, Serializer};
+use tokio::sync::mpsc;
 
 use crate::{clock, text};
 
-/// Events that may wait for a slow reader. Further `stats` are dropped first: the next ones follow in a second.
+/// Events that may wait for a slow reader. `stats` may take three quarters of them: the next ones follow in a second,
+/// while what happened happens once.
 pub const MAX_WAITING_EVENTS: usize = 1024;
+
+/// Whether an event may wait in this queue now: figures leave a quarter of it to everything else.
+pub fn has_room(queue: &mpsc::Sender<Stamped>, event: &Event) -> bool {
+    let reserved = if matches!(event, Event::Stats(_)) { queue.max_capacity() / 4 } else { 0 };
+    queue.capacity() > reserved
+}
 
 /// An event and the moment it happened.
 #[derive(Debug, Clone, Serialize)]
@@ -78,6 +86,7 @@ pub enum Event {
         peer_id: PeerId,
         name: String,
         text: String,
+        /// At most 2^53 - 1, so that every reader of JSON holds it exactly.
         id: u64,
     },
     Warning(Notice),
@@ -166,10 +175,40 @@ pub struct PeerStats {
     pub recv_kbps: Option<f64>,
     pub frame_ms: Option<f64>,
     pub level_dbov: Option<f64>,
-    /// What we send to the room: frame, mode, bitrate, copies.
-    pub policy: hallway_codec::Policy,
-    /// Datagrams of this peer that we did not play: forged, replayed, malformed.
+    /// What we send to the room.
+    pub policy: Sending,
+    /// Datagrams of this peer that we did not play since its session began: forged, replayed, malformed, under no known key.
     pub rejected: u64,
+}
+
+/// How we send our voice: the codec's policy, in the units of the contract.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // docs/events.md defines each
+pub struct Sending {
+    pub frame_ms: f64,
+    pub application: hallway_codec::Application,
+    pub bitrate_kbps: f64,
+    pub complexity: u8,
+    pub fec: bool,
+    pub loss_pct: u8,
+    pub dred_ms: u16,
+    /// How many frames back each copy lies.
+    pub copies: Vec<u8>,
+}
+
+impl From<&hallway_codec::Policy> for Sending {
+    fn from(policy: &hallway_codec::Policy) -> Self {
+        Self {
+            frame_ms: f64::from(policy.frame.0) / 48.0,
+            application: policy.application,
+            bitrate_kbps: f64::from(policy.bitrate) / 1000.0,
+            complexity: policy.complexity,
+            fec: policy.fec,
+            loss_pct: policy.loss_perc,
+            dred_ms: policy.dred_ms,
+            copies: policy.copies.clone(),
+        }
+    }
 }
 
 /// Percentiles of a whole call, in milliseconds.
@@ -247,7 +286,9 @@ fn plain(event: &Event) -> Option<String> {
         Event::Rendezvous { state, addr, .. } => match state {
             RendezvousState::Connected => return None,
             RendezvousState::Registered => format!("registered at {addr}"),
-            RendezvousState::Lost => format!("lost the rendezvous server at {addr}; trying again. Calls go on"),
+            RendezvousState::Lost => {
+                format!("lost the rendezvous server at {addr}; trying again. Calls go on")
+            }
         },
         Event::Joined { room, open, .. } => {
             let secrecy = if *open {
@@ -270,7 +311,9 @@ fn plain(event: &Event) -> Option<String> {
                 PeerState::Connected => format!("{who} is here{on}"),
                 PeerState::PathChanged => format!("{who}: another path{on}"),
                 PeerState::Reconnecting => format!("{who}: connection lost, trying again"),
-                PeerState::Left => format!("{who} left{}", reason.map_or(String::new(), |r| format!(" ({r})"))),
+                PeerState::Left => {
+                    format!("{who} left{}", reason.map_or(String::new(), |r| format!(" ({r})")))
+                }
             }
         }
         Event::FirstAudio { peer_id, since_start_ms } => {
@@ -294,7 +337,10 @@ fn plain(event: &Event) -> Option<String> {
             for peer in &summary.peers {
                 if let Some(p) = peer.mouth_to_ear_ms {
                     let name = text::clean_name(&peer.name);
-                    line += &format!("; {name}: mouth to ear p50 {:.1}, p95 {:.1}, p99 {:.1} ms", p.p50, p.p95, p.p99);
+                    line += &format!(
+                        "; {name}: mouth to ear p50 {:.1}, p95 {:.1}, p99 {:.1} ms",
+                        p.p50, p.p95, p.p99
+                    );
                 }
             }
             line
@@ -340,6 +386,47 @@ mod tests {
         serde_json::from_slice(&out).unwrap()
     }
 
+    fn policy() -> hallway_codec::Policy {
+        hallway_codec::Policy {
+            frame: hallway_codec::Samples(120),
+            application: hallway_codec::Application::LowDelay,
+            bitrate: 64_000,
+            complexity: 5,
+            fec: false,
+            loss_perc: 10,
+            dred_ms: 0,
+            copies: vec![2],
+        }
+    }
+
+    fn figures() -> Event {
+        Event::Stats(Box::new(PeerStats {
+            peer_id: PeerId::random(),
+            name: "ana".into(),
+            path: None,
+            remote: None,
+            rtt_ms: None,
+            one_way_ms: None,
+            clock_error_ms: None,
+            jitter_ms: None,
+            loss_pct: None,
+            recovered_pct: None,
+            concealed_pct: None,
+            late_pct: None,
+            target_delay_ms: None,
+            buffer_ms: None,
+            mouth_to_ear_ms: None,
+            mouth_to_ear_stages_ms: None,
+            drift_ppm: None,
+            send_kbps: None,
+            recv_kbps: None,
+            frame_ms: None,
+            level_dbov: None,
+            policy: (&policy()).into(),
+            rejected: 0,
+        }))
+    }
+
     #[test]
     fn an_event_carries_its_name_and_moment() {
         let value = json(Event::Joined { room: "kitchen".into(), open: true, since_start_ms: 1.5 });
@@ -349,7 +436,10 @@ mod tests {
         let card = Card { sample_rate_hz: 48_000, channels: 1, period_ms: 2.5 };
         assert_eq!(json(Event::InputStarted(card))["event"], "input_started");
         let value = json(Event::InputStarted(card));
-        assert_eq!((value["sample_rate_hz"].as_u64(), value["period_ms"].as_f64()), (Some(48_000), Some(2.5)));
+        assert_eq!(
+            (value["sample_rate_hz"].as_u64(), value["period_ms"].as_f64()),
+            (Some(48_000), Some(2.5))
+        );
     }
 
     #[test]
@@ -367,6 +457,30 @@ mod tests {
         assert_eq!(value["state"], "path_changed");
         assert!(value["name"].is_null() && value["path"].is_null());
         assert_eq!(value["peer_id"], peer_id.to_string());
+    }
+
+    #[test]
+    fn figures_leave_a_quarter_of_the_queue_to_what_happens_once() {
+        let (queue, _reader) = mpsc::channel(8);
+        let stats = figures();
+        let mut waiting = 0;
+        while has_room(&queue, &stats) {
+            queue.try_send(Stamped::now(stats.clone())).unwrap();
+            waiting += 1;
+        }
+        assert_eq!(waiting, 6);
+        for _ in 0..2 {
+            assert!(has_room(&queue, &Event::InputFinished));
+            queue.try_send(Stamped::now(Event::InputFinished)).unwrap();
+        }
+        assert!(!has_room(&queue, &Event::InputFinished));
+    }
+
+    #[test]
+    fn the_policy_is_told_in_milliseconds_and_kilobits() {
+        let value = serde_json::to_value(Sending::from(&policy())).unwrap();
+        assert_eq!((value["frame_ms"].as_f64(), value["bitrate_kbps"].as_f64()), (Some(2.5), Some(64.0)));
+        assert_eq!((value["loss_pct"].as_u64(), value["dred_ms"].as_u64()), (Some(10), Some(0)));
     }
 
     #[test]

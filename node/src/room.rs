@@ -39,6 +39,8 @@ pub const MAX_DIALS: u32 = 3;
 pub const DIAL_PERIOD: Duration = Duration::from_secs(600);
 /// Peers remembered for [`MAX_DIALS`]; further ones are not dialled until older ones are forgotten.
 pub const MAX_DIALLED: usize = 64;
+/// Greatest number of a line: the greatest whole number that every reader of JSON holds exactly.
+pub const MAX_CHAT_ID: u64 = (1 << 53) - 1;
 /// Chat lines and changes of name taken from one member at once; beyond, they are dropped and counted.
 pub const MAX_TALK: u32 = 30;
 /// Keys taken from one member at once, far more than a full room's coming and going makes.
@@ -130,8 +132,10 @@ pub enum Output {
     Dial {
         /// Who.
         peer: PeerId,
-        /// Where, on another member's word.
+        /// Where, on the word of `by`.
         addresses: Vec<Multiaddr>,
+        /// The member who says so.
+        by: PeerId,
     },
     /// A member said a line.
     Chat {
@@ -208,13 +212,14 @@ impl Room {
         self.greet_all();
     }
 
-    /// A session with `peer` stands, for the first time or anew; `addresses` is where we reached it.
-    pub fn handle_established(&mut self, now: Instant, peer: PeerId, addresses: Vec<Multiaddr>) {
+    /// A session with `peer` stands, for the first time or anew; `addresses` is where we reached it. True where it is a
+    /// member now; false where there is no room for it: it is told so, and nothing of ours may reach it.
+    pub fn handle_established(&mut self, now: Instant, peer: PeerId, addresses: Vec<Multiaddr>) -> bool {
         let known = self.members.contains_key(&peer);
         if !known && self.members.len().saturating_add(1) >= MAX_MEMBERS {
             self.send(peer, &Control::Refused(RoomRefusal::Full));
             self.outputs.push_back(Output::Close { peer });
-            return;
+            return false;
         }
         let member = self.members.entry(peer).or_insert_with(|| {
             let talk = Bucket::new(MAX_TALK, TALK_EVERY, now);
@@ -230,12 +235,14 @@ impl Room {
         if !listed.is_empty() {
             self.send(peer, &Control::Members(listed));
         }
+        true
     }
 
     /// A reliable message from `peer`. Strangers' messages and malformed ones change nothing.
     pub fn handle_message(&mut self, now: Instant, peer: PeerId, message: &[u8]) {
         let Ok(Some(control)) = Control::decode(message) else { return self.ignore() };
         if let Control::Refused(reason) = control {
+            self.handle_left(now, peer, Departure::Closed);
             self.outputs.push_back(Output::Refused { peer, reason });
             return;
         }
@@ -244,14 +251,14 @@ impl Room {
             Control::Hello(hello) if member.talk.take(now) => self.handle_hello(peer, hello),
             Control::Chat { id, text } if member.talk.take(now) => {
                 let text = text::clean_line(&text);
-                self.outputs.push_back(Output::Chat { peer, id, text });
+                self.outputs.push_back(Output::Chat { peer, id: id & MAX_CHAT_ID, text });
             }
             Control::Key(key) if member.key_changes.take(now) => {
                 self.send(peer, &Control::KeyAck { kid: key.kid() });
                 self.outputs.push_back(Output::Open { peer, key });
             }
             Control::KeyAck { kid } => self.keys.handle_ack(now, peer, kid),
-            Control::Members(listed) => self.handle_members(now, listed),
+            Control::Members(listed) => self.handle_members(now, peer, listed),
             Control::Leave => {
                 self.handle_left(now, peer, Departure::Left);
                 self.outputs.push_back(Output::Close { peer });
@@ -278,7 +285,7 @@ impl Room {
         if text.len() > MAX_CHAT_BYTES {
             return Err(ChatError::TooLong { length: text.len() });
         }
-        let id = rand::random();
+        let id = rand::random_range(0..=MAX_CHAT_ID);
         self.send_all(&Control::Chat { id, text: text.to_owned() });
         Ok(id)
     }
@@ -339,7 +346,7 @@ impl Room {
         }
     }
 
-    fn handle_members(&mut self, now: Instant, listed: Vec<Listed>) {
+    fn handle_members(&mut self, now: Instant, by: PeerId, listed: Vec<Listed>) {
         self.dialled.retain(|_, (_, since)| now.saturating_duration_since(*since) < DIAL_PERIOD);
         for Listed { peer, addresses } in listed {
             if peer == self.me || self.members.contains_key(&peer) {
@@ -351,7 +358,7 @@ impl Room {
             let (times, _) = self.dialled.entry(peer).or_insert((0, now));
             if *times < MAX_DIALS {
                 *times = times.saturating_add(1);
-                self.outputs.push_back(Output::Dial { peer, addresses });
+                self.outputs.push_back(Output::Dial { peer, addresses, by });
             }
         }
     }

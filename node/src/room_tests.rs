@@ -263,6 +263,49 @@ fn an_eleventh_person_is_refused_by_those_it_asks_and_disturbs_nobody() {
 }
 
 #[test]
+fn whom_a_full_room_turns_away_is_told_so_and_gets_nothing_else() {
+    let (now, mut room) = (Instant::now(), Room::new(PeerId::random(), "me", vec![]));
+    for _ in 1..MAX_MEMBERS {
+        assert!(room.handle_established(now, PeerId::random(), vec![]));
+    }
+    while room.poll_output(now).is_some() {}
+    let late = PeerId::random();
+    assert!(!room.handle_established(now, late, vec![]), "the caller must not let it hear us");
+    let told: Vec<_> = std::iter::from_fn(|| room.poll_output(now)).collect();
+    let refusal = Control::Refused(RoomRefusal::Full).encode();
+    assert_eq!(told, [Output::Send { to: late, message: refusal }, Output::Close { peer: late }]);
+    assert!(room.members().all(|member| member.peer != late));
+}
+
+#[test]
+fn who_turns_us_away_is_no_member_of_ours_either() {
+    let (now, mut room, other) =
+        (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
+    room.handle_established(now, other, vec![]);
+    while room.poll_output(now).is_some() {}
+    room.handle_message(now, other, &Control::Refused(RoomRefusal::Full).encode());
+    let told: Vec<_> = std::iter::from_fn(|| room.poll_output(now)).collect();
+    let (forget, refused) =
+        (Output::Forget { peer: other }, Output::Refused { peer: other, reason: RoomRefusal::Full });
+    assert!(told.contains(&forget) && told.contains(&refused), "{told:?}");
+    assert_eq!(room.members().count(), 0);
+}
+
+#[test]
+fn a_number_of_a_line_fits_what_every_reader_of_json_holds() {
+    let (now, mut room, member) =
+        (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
+    room.handle_established(now, member, vec![]);
+    for _ in 0..1000 {
+        assert!(room.say("hi").unwrap() <= MAX_CHAT_ID);
+    }
+    while room.poll_output(now).is_some() {}
+    room.handle_message(now, member, &Control::Chat { id: u64::MAX, text: "hi".into() }.encode());
+    let text = "hi".to_owned();
+    assert_eq!(room.poll_output(now), Some(Output::Chat { peer: member, id: MAX_CHAT_ID, text }));
+}
+
+#[test]
 fn a_restarted_member_gets_keys_again_and_is_not_announced_as_a_second_person() {
     let mut world = World::new(2);
     let (ana, ben) = (world.join(), world.join());
@@ -336,7 +379,10 @@ fn a_member_that_names_victims_makes_us_dial_each_three_times_at_most() {
     }
     let dials: Vec<_> = std::iter::from_fn(|| room.poll_output(now))
         .filter_map(|output| match output {
-            Output::Dial { peer, .. } => Some(peer),
+            Output::Dial { peer, by, .. } => {
+                assert_eq!(by, member, "the name of who said so goes with it");
+                Some(peer)
+            }
             _ => None,
         })
         .collect();

@@ -252,7 +252,12 @@ fn period_frames(ms: f64) -> Result<u32, Failure> {
 }
 
 fn everywhere() -> Vec<Multiaddr> {
-    ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/udp/0/quic-v1"].iter().filter_map(|addr| addr.parse().ok()).collect()
+    let has_ipv6 = transport::has_ipv6();
+    ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/udp/0/quic-v1"]
+        .iter()
+        .filter(|addr| addr.starts_with("/ip4") || has_ipv6)
+        .filter_map(|addr| addr.parse().ok())
+        .collect()
 }
 
 fn default_name() -> String {

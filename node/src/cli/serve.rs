@@ -36,7 +36,7 @@ pub struct RendezvousArgs {
     data_dir: DataDir,
 }
 
-/// Serves until SIGTERM or Ctrl-C.
+/// Serves until SIGTERM, SIGHUP or Ctrl-C.
 pub fn run(args: RendezvousArgs) -> Result<ExitCode, Failure> {
     let keypair = info::load_identity(&args.data_dir.path()?)?;
     server_runtime()?.block_on(serve(args, keypair))
@@ -49,6 +49,7 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
         lan: false,
         idle_timeout: IDLE_TIMEOUT,
         max_connections: MAX_CONNECTIONS,
+        max_per_origin: swarm::SERVER_CONNECTIONS_PER_ORIGIN,
     };
     let me = keypair.public().to_peer_id();
     let (mut swarm, mut authenticated) = swarm::build(&keypair, setup).map_err(|e| Failure::other(e, ""))?;
@@ -70,11 +71,14 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
     let (server, mut events) = Server::spawn(ServerConfig::default(), incoming);
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::other(e, ""))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::other(e, ""))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(|e| Failure::other(e, ""))?;
     let mut addresses: Vec<Multiaddr> = Vec::new();
     // One line once every socket is up, or when those that come have come.
     let mut ready_at = Some(Instant::now() + Duration::from_millis(300));
     loop {
-        if ready_at.is_some_and(|at| addresses.len() >= listen.len() && specific(&listen) || Instant::now() >= at) {
+        if ready_at
+            .is_some_and(|at| addresses.len() >= listen.len() && specific(&listen) || Instant::now() >= at)
+        {
             ready_at = None;
             ready(args.json, &me, &addresses);
         }
@@ -90,6 +94,7 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
             Some(event) = events.recv() => tell(args.json, &event),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = hangup.recv() => break,
             () = tokio::time::sleep_until(wake.into()) => {}
         }
     }
@@ -156,8 +161,10 @@ fn specific(listen: &[Multiaddr]) -> bool {
 }
 
 fn everywhere() -> Vec<Multiaddr> {
-    ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001"]
+    let has_ipv6 = crate::transport::has_ipv6();
+    ["/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1", "/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"]
         .iter()
+        .filter(|addr| addr.starts_with("/ip4") || has_ipv6)
         .filter_map(|addr| addr.parse().ok())
         .collect()
 }

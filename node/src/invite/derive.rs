@@ -66,11 +66,16 @@ impl RoomSecrets {
         self.namespace_of(unix_seconds / NAMESPACE_PERIOD)
     }
 
-    /// The namespaces of this day, the last and the next: register under the first, look under all, so that clocks
-    /// may differ by a day.
-    pub fn namespaces(&self, unix_seconds: u64) -> [String; 3] {
-        let day = unix_seconds / NAMESPACE_PERIOD;
-        [day, day.saturating_sub(1), day.saturating_add(1)].map(|day| self.namespace_of(day))
+    /// The names to be found under now, the present one first, where members' clocks may be apart by so many seconds:
+    /// one, and two around midnight.
+    pub fn namespaces(&self, unix_seconds: u64, apart: u64) -> Vec<String> {
+        let times = [unix_seconds, unix_seconds.saturating_sub(apart), unix_seconds.saturating_add(apart)];
+        let mut days = times.map(|time| time / NAMESPACE_PERIOD).to_vec();
+        days.dedup();
+        if days.len() == 3 && days.first() == days.last() {
+            days.pop();
+        }
+        days.into_iter().map(|day| self.namespace_of(day)).collect()
     }
 
     fn namespace_of(&self, day: u64) -> String {
@@ -168,14 +173,23 @@ mod tests {
     }
 
     #[test]
-    fn clocks_a_day_apart_still_meet() {
-        let room = room("kitchen", Some(7));
-        let now = 1_700_000_000;
-        for other in [now - NAMESPACE_PERIOD, now, now + NAMESPACE_PERIOD] {
-            assert!(room.namespaces(other).contains(&room.namespace(now)));
+    fn clocks_ten_minutes_apart_meet_at_any_time_of_day() {
+        let (room, apart) = (room("kitchen", Some(7)), 600);
+        let midnight = 20_000 * NAMESPACE_PERIOD;
+        for (now, names) in [
+            (midnight - 601, 1),
+            (midnight - 600, 2),
+            (midnight, 2),
+            (midnight + 599, 2),
+            (midnight + 600, 1),
+        ] {
+            let mine = room.namespaces(now, apart);
+            assert_eq!(mine.len(), names, "{} s after midnight", now as i64 - midnight as i64);
+            assert_eq!(mine[0], room.namespace(now));
+            for other in [now - apart, now, now + apart] {
+                assert!(room.namespaces(other, apart).iter().any(|name| mine.contains(name)));
+            }
         }
-        assert_eq!(room.namespaces(now)[0], room.namespace(now));
-        assert!(!room.namespaces(now + 2 * NAMESPACE_PERIOD).contains(&room.namespace(now)));
     }
 
     #[test]

@@ -7,6 +7,11 @@
 //! 2. `handle_*` takes it in.
 //! 3. `pump` lets sessions and room speak until nothing is left to say.
 
+mod config;
+mod elsewhere;
+mod figures;
+mod meeting;
+pub mod origins;
 mod peer;
 mod server_links;
 pub mod swarm;
@@ -19,10 +24,10 @@ use std::{
 
 use bytes::Bytes;
 use futures::StreamExt;
-use hallway_codec::{Micros, Profile};
+use hallway_codec::Micros;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
-    identity::Keypair,
+    core::transport::ListenerId,
     mdns,
     multiaddr::Protocol,
     swarm::{
@@ -36,18 +41,20 @@ use crate::{
     audio::{Audio, AudioEvent, End},
     clock::{self, Exchange},
     events::{
-        self, Card, Event, Notice, PeerState, PeerStats, PeerSummary, Percentiles, RendezvousState, Stamped, Summary, ms,
+        self, Card, Event, Notice, PeerState, PeerStats, PeerSummary, Percentiles, RendezvousState, Stamped,
+        Summary, ms,
     },
-    invite::Invite,
     media::{self, Command as MediaCommand, Datagram, Media, MediaEvent, MediaStats},
     path::{Path, QuicPath},
-    rendezvous::{self, ClientEvent, DialBudget},
+    rendezvous::{self, ClientEvent, DialBudget, Scope, policy, scope_of},
     room::{Departure, Output, Room, RoomRefusal},
     session::{self, Local, Refusal, Session},
     telemetry::Telemetry,
     transport::{self, Authenticated},
 };
-use peer::{CALL_AGAIN_FOR, Peer, dials_first};
+pub use config::{Command, Config, Ended, Error};
+use elsewhere::Elsewhere;
+use peer::{MAX_LOST, Peer, dials_first};
 use server_links::ServerLinks;
 use swarm::{Behaviour, BehaviourEvent};
 
@@ -68,116 +75,12 @@ const SPARE_PATH_TIME: Duration = Duration::from_secs(5);
 const DIAL_SECOND: Duration = Duration::from_millis(300);
 /// Longest time between two looks at everything.
 const TICK: Duration = Duration::from_secs(1);
+/// Longest wait for the first address of each listener.
+const LISTENERS_PATIENCE: Duration = Duration::from_millis(250);
+/// Those who wait to be dialled are dialled at once at most this often.
+const AT_ONCE_EVERY: Duration = Duration::from_secs(1);
 /// How long goodbyes may take.
 const FAREWELL: Duration = Duration::from_millis(400);
-
-/// What a node is to do.
-pub struct Config {
-    /// Who we are.
-    pub keypair: Keypair,
-    /// How we are called.
-    pub name: String,
-    /// The room, its secret, the servers named in the invite.
-    pub invite: Invite,
-    /// Rendezvous servers to use.
-    pub rendezvous: Vec<Multiaddr>,
-    /// Where to listen.
-    pub listen: Vec<Multiaddr>,
-    /// What to tell others instead of where we listen. Empty: where we listen, and what servers saw.
-    pub announce: Vec<Multiaddr>,
-    /// Whether to look on the local network too.
-    pub lan: bool,
-    /// Voice or music.
-    pub profile: Profile,
-    /// 1, or 2.
-    pub channels: u8,
-    /// Most that one peer is sent, kb/s on the wire.
-    pub max_kbps: Option<u32>,
-    /// When the program began: `since_start_ms` counts from here.
-    pub started: Instant,
-    /// Leave by ourselves after this time.
-    pub leave_after: Option<Duration>,
-    /// End with [`Ended::NoPeer`] where nobody came in this time.
-    pub require_peer: Option<Duration>,
-    /// Wait on although others in a room of this name hold another secret.
-    pub wait_anyway: bool,
-}
-
-/// What a person asks of a running node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Leave the room.
-    Leave,
-    /// Be silent, or not.
-    Mute(bool),
-    /// Say this in writing.
-    Chat(String),
-}
-
-/// Why a node ended, where nothing failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// Left in order.
-    Left,
-    /// Nobody came in time.
-    NoPeer {
-        /// How long we waited.
-        waited: Duration,
-    },
-    /// Others do not let us in.
-    Refused {
-        /// Why.
-        reason: String,
-        /// What to do.
-        hint: String,
-    },
-}
-
-impl Ended {
-    /// What a script should know, where this is no ordinary end.
-    pub fn notice(&self) -> Option<Notice> {
-        let (code, message, hint) = match self {
-            Self::Left => return None,
-            Self::NoPeer { waited } => (
-                "no_peer",
-                format!("nobody came within {}", humantime::format_duration(*waited)),
-                "Check that the others use the same room, secret and rendezvous server (--at), or wait longer \
-                 with --timeout."
-                    .to_owned(),
-            ),
-            Self::Refused { reason, hint } => ("refused", format!("refused: {reason}"), hint.clone()),
-        };
-        Some(Notice { code, message, hint })
-    }
-}
-
-/// Why a node could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The network could not be set up.
-    #[error(transparent)]
-    Network(#[from] swarm::Error),
-    /// A `--listen` address does not work.
-    #[error("cannot listen on {addr}: {reason}")]
-    Listen {
-        /// Where.
-        addr: Multiaddr,
-        /// Why not.
-        reason: String,
-    },
-    /// The handshake could not be prepared.
-    #[error(transparent)]
-    Session(#[from] session::Error),
-    /// The media thread could not be started.
-    #[error(transparent)]
-    Media(#[from] media::Error),
-    /// A rendezvous address is of no use.
-    #[error(transparent)]
-    Rendezvous(#[from] rendezvous::ClientError),
-    /// The media thread died.
-    #[error("the media thread ended by itself; this is a bug in hallway, please report the log")]
-    MediaEnded,
-}
 
 /// A datagram for the node loop, or the end of a connection.
 enum FromPath {
@@ -195,8 +98,8 @@ pub struct Node {
     links: ServerLinks,
     room: Room,
     peers: HashMap<PeerId, Peer>,
-    /// Peers that proved to be in another room: not dialled again.
-    elsewhere: HashSet<PeerId>,
+    /// Peers that proved to be in another room, or were not taken into ours: left alone for a moment.
+    elsewhere: Elsewhere,
     budget: DialBudget,
     media: Media,
     media_events: mpsc::Receiver<MediaEvent>,
@@ -204,6 +107,10 @@ pub struct Node {
     control_sender: mpsc::Sender<FromPath>,
     events: mpsc::Sender<Stamped>,
     listening: Vec<Multiaddr>,
+    /// Listeners that have not told an address yet.
+    silent_listeners: HashSet<ListenerId>,
+    /// When everybody was last dialled at once.
+    network_back: Option<Instant>,
     observed: Vec<Multiaddr>,
     summaries: Vec<PeerSummary>,
     last_stats: Option<MediaStats>,
@@ -228,15 +135,23 @@ impl Node {
             // Media is invisible to libp2p; this node decides itself which connections are of use.
             idle_timeout: Duration::from_secs(365 * 24 * 3600),
             max_connections: 512,
+            max_per_origin: swarm::NODE_CONNECTIONS_PER_ORIGIN,
         };
         let (mut swarm, authenticated) = swarm::build(&config.keypair, setup)?;
+        let mut silent_listeners = HashSet::new();
         for addr in &config.listen {
-            swarm
-                .listen_on(addr.clone())
-                .map_err(|e| Error::Listen { addr: addr.clone(), reason: root_cause(&e) })?;
+            let listening = swarm.listen_on(addr.clone());
+            let id = listening.map_err(|e| Error::Listen { addr: addr.clone(), reason: root_cause(&e) })?;
+            silent_listeners.insert(id);
         }
         let (media, media_events) = Media::start(audio, config.profile, config.channels, config.max_kbps)?;
-        let links = ServerLinks::new(&config.rendezvous, config.keypair.clone(), secrets, opener);
+        let links = ServerLinks::new(
+            &config.rendezvous,
+            config.keypair.clone(),
+            secrets,
+            opener,
+            !config.announce.is_empty(),
+        );
         let (control_sender, control) = mpsc::channel(MAX_WAITING_CONTROL);
         let room = Room::new(me, &config.name, config.announce.clone());
         Ok(Self {
@@ -247,7 +162,9 @@ impl Node {
             links,
             room,
             peers: HashMap::new(),
-            elsewhere: HashSet::new(),
+            elsewhere: Elsewhere::default(),
+            silent_listeners,
+            network_back: None,
             budget: DialBudget::new(),
             media,
             media_events,
@@ -312,9 +229,11 @@ impl Node {
     fn handle_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
         let now = Instant::now();
         match event {
-            SwarmEvent::NewListenAddr { address, .. } => {
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                self.silent_listeners.remove(&listener_id);
                 self.listening.push(address);
                 self.addresses_changed();
+                self.network_is_back();
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.listening.retain(|known| *known != address);
@@ -327,7 +246,7 @@ impl Node {
             ),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
                 for (peer, address) in found {
-                    self.discovered(peer, vec![address], DIAL_SECOND);
+                    self.discovered_nearby(peer, &address);
                 }
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
@@ -342,37 +261,6 @@ impl Node {
         }
     }
 
-    fn handle_connection(&mut self, authenticated: Authenticated) {
-        let Authenticated { peer, connection, dialer } = authenticated;
-        let now = Instant::now();
-        if peer == self.me || self.elsewhere.contains(&peer) {
-            connection.close(0u32.into(), b"not in this room");
-            return;
-        }
-        let Some(known) = self.peer_entry(peer, now) else {
-            connection.close(0u32.into(), b"too many peers");
-            return;
-        };
-        let path: Arc<dyn Path> = Arc::new(QuicPath::new(connection.clone(), dialer));
-        known.session.set_rtt_hint(path.rtt());
-        if !known.paths.add(path.clone()) {
-            connection.close(0u32.into(), b"too many connections");
-            return;
-        }
-        known.connected();
-        known.proven = Some(path.remote());
-        let inbox = known.inbox.clone();
-        let start = dialer && known.wanted && !known.session.is_established();
-        tokio::spawn(read(peer, connection, inbox, self.control_sender.clone()));
-        self.budget.succeeded(&path.remote());
-        self.choose_path(peer);
-        if let Some(known) = self.peers.get_mut(&peer)
-            && start
-        {
-            known.session.connect(now);
-        }
-    }
-
     fn handle_from_path(&mut self, from_path: FromPath) {
         let now = Instant::now();
         match from_path {
@@ -383,130 +271,6 @@ impl Node {
                 }
             }
             FromPath::Closed { peer } => self.choose_path(peer),
-        }
-    }
-
-    fn handle_rendezvous(&mut self, server: usize, event: ClientEvent) {
-        let addr = self.links.address(server);
-        match event {
-            ClientEvent::Connected { server: peer_id, addr: reached, .. } => {
-                self.links.reached(server, peer_id, reached);
-                let addresses = self.own_addresses();
-                self.links.set_addresses(&addresses);
-                self.emit(Event::Rendezvous { state: RendezvousState::Connected, peer_id: Some(peer_id), addr });
-            }
-            ClientEvent::Registered { .. } => {
-                let peer_id = self.links.peer(server);
-                if self.links.newly_registered(server) {
-                    self.emit(Event::Rendezvous { state: RendezvousState::Registered, peer_id, addr });
-                }
-            }
-            ClientEvent::RegisterRefused { why } => self.warn(
-                "registration_refused",
-                format!("the rendezvous server at {addr} does not list this node: {}.", why.in_words()),
-                "Others can still be found; try another server with --at.",
-            ),
-            ClientEvent::Peer { peer, addresses, via } => {
-                let patience = if via == rendezvous::Via::Initial { Duration::ZERO } else { DIAL_SECOND };
-                self.discovered(peer, addresses, patience);
-            }
-            ClientEvent::PeerGone { peer } => {
-                if self.peers.get(&peer).is_some_and(|known| known.name.is_none() && known.paths.is_empty()) {
-                    self.peers.remove(&peer);
-                }
-            }
-            ClientEvent::OtherKeys { count } => self.handle_other_keys(count),
-            ClientEvent::Observed { addr } => {
-                if transport::to_socket_addr(&addr).is_some() && !self.observed.contains(&addr) {
-                    self.observed.insert(0, addr);
-                    self.observed.truncate(2);
-                    self.addresses_changed();
-                }
-            }
-            ClientEvent::Lost { why, retry_in } => {
-                let peer_id = self.links.peer(server);
-                if self.links.newly_lost(server) {
-                    self.emit(Event::Rendezvous { state: RendezvousState::Lost, peer_id, addr: addr.clone() });
-                    self.warn(
-                        "rendezvous_lost",
-                        format!("no rendezvous at {addr}: {why}."),
-                        "This node tries again by itself; calls that stand go on. Check the address given with --at.",
-                    );
-                }
-                tracing::info!(%addr, %why, ?retry_in, "rendezvous lost");
-            }
-        }
-    }
-
-    /// Others of the same room name hold another secret, or none.
-    fn handle_other_keys(&mut self, count: u32) {
-        if count == 0 || self.other_keys_told || self.room.members().next().is_some() {
-            return;
-        }
-        self.other_keys_told = true;
-        self.refused(
-            format!("{count} other(s) are in a room named {} with another secret", self.config.invite.room),
-            "Ask them for the invite they use (hallway invite), or choose another name. --wait waits here anyway.",
-        );
-    }
-
-    fn handle_media(&mut self, event: MediaEvent) {
-        match event {
-            MediaEvent::Audio(event) => self.handle_audio(event),
-            MediaEvent::FirstAudio { peer, at_ns } => {
-                let late = Duration::from_nanos(clock::now_ns().abs_diff(at_ns));
-                let since = if at_ns > clock::now_ns() {
-                    self.config.started.elapsed() + late
-                } else {
-                    self.config.started.elapsed().saturating_sub(late)
-                };
-                let since_start_ms = ms(since);
-                if let Some(known) = self.peers.get_mut(&peer) {
-                    known.first_audio_ms = Some(since_start_ms);
-                }
-                self.emit_at(at_ns, Event::FirstAudio { peer_id: peer, since_start_ms });
-            }
-            MediaEvent::Report { peer, report } => {
-                if let Some(known) = self.peers.get_mut(&peer) {
-                    let message = Telemetry::Report(report).encode();
-                    let _ = known.session.send_unreliable(Instant::now(), &message);
-                }
-            }
-            MediaEvent::Stats(stats) => self.handle_stats(*stats),
-            MediaEvent::Stopped(_) => {}
-        }
-    }
-
-    fn handle_audio(&mut self, event: AudioEvent) {
-        let card = |rate_hz, channels, period_ms| Card { sample_rate_hz: rate_hz, channels, period_ms };
-        match event {
-            AudioEvent::InputStarted { at_ns, rate_hz, channels, period_ms } => {
-                self.emit_at(at_ns, Event::InputStarted(card(rate_hz, channels, period_ms)));
-            }
-            AudioEvent::OutputStarted { at_ns, rate_hz, channels, period_ms } => {
-                self.emit_at(at_ns, Event::OutputStarted(card(rate_hz, channels, period_ms)));
-            }
-            AudioEvent::InputFinished { at_ns } => self.emit_at(at_ns, Event::InputFinished),
-            AudioEvent::Xrun { end, count, .. } => {
-                let which = if end == End::Input { "microphone" } else { "loudspeaker" };
-                tracing::info!(which, count, "xruns");
-            }
-            AudioEvent::DeviceLost { end, name, reason, .. } => {
-                let which = if end == End::Input { "input" } else { "output" };
-                self.warn(
-                    "device_lost",
-                    format!("the sound {which} {name} is gone ({reason})."),
-                    "It is opened again as soon as it is back, or the default one in its place; the call goes on.",
-                );
-            }
-            AudioEvent::DeviceReopened { name, .. } => {
-                self.warn("device_reopened", format!("sound again through {name}."), "");
-            }
-            AudioEvent::WriteFailed { path, reason, .. } => self.warn(
-                "recording_stopped",
-                format!("the recording {} stopped: {reason}.", path.display()),
-                "What was written is a valid file; the call goes on. Make room on the disk and join again to record.",
-            ),
         }
     }
 
@@ -532,8 +296,6 @@ impl Node {
         {
             self.ended.get_or_insert(Ended::NoPeer { waited: patience });
         }
-        let given_up = |p: &Peer| p.lost_since.is_some_and(|at| now.duration_since(at) >= CALL_AGAIN_FOR);
-        self.peers.retain(|_, peer| !given_up(peer) || !peer.paths.is_empty());
         let mut dial = Vec::new();
         for (id, peer) in &mut self.peers {
             if peer.next_dial.is_some_and(|at| at <= now) {
@@ -552,34 +314,6 @@ impl Node {
         }
         if let Err(error) = self.links.rotate() {
             tracing::error!(%error, "the room's name of tomorrow could not be registered");
-        }
-    }
-
-    /// Once a second, with the figures: paths are compared, strangers turned out.
-    fn look_after_paths(&mut self, now: Instant) {
-        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
-        for id in ids {
-            self.choose_path(id);
-            let decides = dials_first(&self.me, &id);
-            let is_server = self.links.is_server(&id);
-            let Some(peer) = self.peers.get_mut(&id) else { continue };
-            // Only one side closes, or each might close the path that the other kept.
-            if peer.paths.len() > 1 && decides {
-                let since = *peer.spare_since.get_or_insert(now);
-                if now.duration_since(since) >= SPARE_PATH_TIME {
-                    peer.paths.close_spare();
-                    peer.spare_since = None;
-                }
-            } else {
-                peer.spare_since = None;
-            }
-            let idle = !peer.session.is_established() && !peer.session.is_connecting();
-            if idle && !is_server && now.duration_since(peer.since) >= STRANGER_TIMEOUT {
-                peer.paths.close_all();
-                if !peer.wanted {
-                    self.peers.remove(&id);
-                }
-            }
         }
     }
 
@@ -609,6 +343,10 @@ impl Node {
                 None => break,
             }
         }
+        self.drain_room();
+    }
+
+    fn drain_room(&mut self) {
         while let Some(output) = self.room.poll_output(Instant::now()) {
             self.handle_output(output);
         }
@@ -622,9 +360,18 @@ impl Node {
                 peer.wanted = true;
                 peer.lost_since = None;
                 let (route, inbox) = (peer.paths.route(), peer.inbox.clone());
+                if let Some(path) = route.path() {
+                    peer.prove(path.remote());
+                }
                 let addresses = peer.addresses.clone();
-                self.command_media(MediaCommand::Voice { peer: id, route, inbox });
-                self.room.handle_established(now, id, addresses);
+                if self.room.handle_established(now, id, addresses) {
+                    self.elsewhere.remove(&id);
+                    self.command_media(MediaCommand::Voice { peer: id, route, inbox });
+                } else {
+                    // Told so by the room. Not called again for a while, and its connection ends with a stranger's.
+                    (peer.wanted, peer.since) = (false, now);
+                    self.elsewhere.insert(now, id);
+                }
             }
             session::Event::Message(message) => self.room.handle_message(now, id, &message),
             session::Event::Unreliable(message) => match Telemetry::decode(&message) {
@@ -634,8 +381,12 @@ impl Node {
                     let _ = peer.session.send_unreliable(now, &pong.encode());
                 }
                 Some(Telemetry::Pong { sent_us, arrived_us, answered_us }) => {
-                    let exchange =
-                        Exchange { sent: sent_us, arrived: arrived_us, answered: answered_us, heard: arrived.0 };
+                    let exchange = Exchange {
+                        sent: sent_us,
+                        arrived: arrived_us,
+                        answered: answered_us,
+                        heard: arrived.0,
+                    };
                     peer.clock.handle_exchange(exchange);
                     let offset = peer.clock.offset(arrived);
                     self.command_media(MediaCommand::Clock { peer: id, offset });
@@ -648,55 +399,19 @@ impl Node {
             session::Event::Refused { reason, .. } => self.handle_refusal(id, reason),
             session::Event::NotThisRoom => {
                 tracing::debug!(peer = %id, "in another room");
-                if self.elsewhere.len() < MAX_PEERS {
-                    self.elsewhere.insert(id);
-                }
-                self.forget(id);
+                self.leave_alone(id);
             }
             session::Event::TimedOut => {
                 tracing::debug!(peer = %id, "no answer to the handshake");
                 peer.paths.close_all();
                 peer.dial_failed(now);
             }
-            session::Event::Lost => self.room.handle_left(now, id, Departure::Lost),
-            session::Event::Closed => self.room.handle_left(now, id, Departure::Closed),
-        }
-    }
-
-    fn handle_refusal(&mut self, id: PeerId, reason: Refusal) {
-        let who = events::short(&id);
-        let (code, message, hint) = match reason {
-            Refusal::WrongSecret => (
-                "wrong_secret",
-                format!("{who} is in a room named {} with another secret", self.config.invite.room),
-                "Use the same invite on both sides (hallway invite). --wait waits here anyway.",
-            ),
-            Refusal::Identity => (
-                "wrong_identity",
-                format!("{who} could not prove who it is"),
-                "Somebody may be in the middle of this connection. Do not trust this network.",
-            ),
-            Refusal::Version => (
-                "version",
-                format!("{who} runs a hallway that speaks another protocol"),
-                "Use the same version on both sides.",
-            ),
-        };
-        self.forget(id);
-        if reason == Refusal::WrongSecret {
-            self.refused(message, hint);
-        } else {
-            self.warn(code, format!("{message}."), hint);
-        }
-    }
-
-    /// We are not let in. Ends the program only for one who has just arrived and met nobody.
-    fn refused(&mut self, reason: String, hint: &str) {
-        let arriving = self.config.started.elapsed() < ARRIVING;
-        if arriving && !self.met_somebody && !self.config.wait_anyway {
-            self.ended.get_or_insert(Ended::Refused { reason, hint: hint.to_owned() });
-        } else {
-            self.warn("refused", format!("{reason}."), hint);
+            session::Event::Lost => self.call_lost(id, now),
+            session::Event::Closed => {
+                self.room.handle_left(now, id, Departure::Closed);
+                self.drain_room();
+                self.forget(id);
+            }
         }
     }
 
@@ -721,11 +436,8 @@ impl Node {
             Output::Forget { peer } => self.command_media(MediaCommand::Forget(peer)),
             Output::Joined { peer, name } | Output::Renamed { peer, name } => {
                 self.met_somebody = true;
-                let said = self.room.members().find(|member| member.peer == peer);
-                let said = said.map(|member| member.addresses.clone()).unwrap_or_default();
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.name = Some(name);
-                    known.learn(said);
                 }
                 self.tell_peer(peer, PeerState::Connected, None);
             }
@@ -736,16 +448,11 @@ impl Node {
                 };
                 self.remember(peer);
                 self.tell_peer(peer, PeerState::Left, Some(reason));
-                let known = self.peers.get(&peer).map(|known| (known.addresses.clone(), known.proven.clone()));
-                self.forget(peer);
-                if let (Departure::Lost, Some((addresses, proven))) = (departure, known) {
-                    self.call_again(peer, addresses, proven);
+                if departure != Departure::Lost {
+                    self.forget(peer);
                 }
             }
-            Output::Dial { peer, addresses } => {
-                let patience = if dials_first(&self.me, &peer) { Duration::ZERO } else { DIAL_SECOND };
-                self.discovered(peer, addresses, patience);
-            }
+            Output::Dial { peer, addresses, by } => self.discovered_by_member(by, peer, &addresses),
             Output::Chat { peer, id, text } => {
                 let name = self.peers.get(&peer).and_then(|p| p.name.clone()).unwrap_or_default();
                 self.emit(Event::Chat { peer_id: peer, name, text, id });
@@ -762,6 +469,7 @@ impl Node {
                     ),
                 };
                 self.forget(peer);
+                self.elsewhere.insert(now, peer);
                 self.refused(reason, hint);
             }
             Output::Close { peer } => {
@@ -769,113 +477,6 @@ impl Node {
                     known.session.close(now);
                 }
             }
-        }
-    }
-
-    fn discovered(&mut self, id: PeerId, addresses: Vec<Multiaddr>, patience: Duration) {
-        if id == self.me || self.elsewhere.contains(&id) || addresses.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let patience = if dials_first(&self.me, &id) { Duration::ZERO } else { patience };
-        let Some(peer) = self.peer_entry(id, now) else { return };
-        let new = !peer.wanted;
-        peer.wanted = true;
-        peer.learn(addresses);
-        if peer.paths.is_empty() {
-            peer.dial_at(now + patience);
-        } else if !peer.session.is_established() && !peer.session.is_connecting() {
-            // It reached us before we heard of it, and has not begun: it may not know yet that we share a room.
-            peer.session.connect(now);
-        }
-        if new {
-            self.tell_peer(id, PeerState::Discovered, None);
-        }
-    }
-
-    /// One who was here fell silent. Nobody may ever tell that it is back: the server may not have noticed.
-    fn call_again(&mut self, id: PeerId, addresses: Vec<Multiaddr>, proven: Option<Multiaddr>) {
-        let now = Instant::now();
-        let Some(peer) = self.peer_entry(id, now) else { return };
-        (peer.wanted, peer.lost_since, peer.proven) = (true, Some(now), proven);
-        peer.learn(addresses);
-        peer.dial_failed(now);
-    }
-
-    fn dial(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let budget = &mut self.budget;
-        // On others' word an address is dialled a few times only; where the peer itself has answered, with patience.
-        let told = peer.addresses.iter().filter(|addr| Some(*addr) != peer.proven.as_ref());
-        let addresses: Vec<_> = peer.proven.iter().chain(told.filter(|addr| budget.allow(now, addr))).cloned().collect();
-        if addresses.is_empty() {
-            tracing::debug!(peer = %id, "no address that may be dialled now");
-            peer.dial_failed(now);
-            return;
-        }
-        let opts =
-            DialOpts::peer_id(id).addresses(addresses).condition(PeerCondition::DisconnectedAndNotDialing).build();
-        match self.swarm.dial(opts) {
-            Ok(()) => {
-                let quiet = |peer: &Peer| peer.told == Some(PeerState::Reconnecting) || peer.lost_since.is_some();
-                if self.peers.get(&id).is_some_and(|peer| !quiet(peer)) {
-                    self.tell_peer(id, PeerState::Connecting, None);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(peer = %id, %error, "not dialled");
-                if let Some(peer) = self.peers.get_mut(&id) {
-                    peer.dial_failed(now);
-                }
-            }
-        }
-    }
-
-    /// Puts the best path in use and tells of the change.
-    fn choose_path(&mut self, id: PeerId) {
-        let prefer_dialer = dials_first(&self.me, &id);
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let had = peer.paths.route().path().is_some();
-        if !peer.paths.choose(|path| path.is_dialer() == prefer_dialer) {
-            return;
-        }
-        let has = peer.paths.route().path().is_some();
-        let member = peer.name.is_some();
-        if !has && (member || peer.wanted) {
-            let patience = if prefer_dialer { Duration::ZERO } else { DIAL_SECOND };
-            peer.dial_at(Instant::now() + patience);
-        }
-        match (member, had, has) {
-            (true, _, false) => self.tell_peer(id, PeerState::Reconnecting, None),
-            (true, _, true) => self.tell_peer(id, PeerState::PathChanged, None),
-            _ => {}
-        }
-    }
-
-    /// The entry of a peer, made where there is room for it.
-    fn peer_entry(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
-        if !self.peers.contains_key(&id) && self.peers.len() >= MAX_PEERS {
-            let absent = self.peers.iter().filter(|(_, p)| p.name.is_none() && p.paths.is_empty());
-            let stranger = absent.min_by_key(|(_, p)| p.wanted).map(|(id, _)| *id)?;
-            self.peers.remove(&stranger);
-        }
-        let local = &self.local;
-        Some(self.peers.entry(id).or_insert_with(|| Peer::new(Session::new(local, id, now), now)))
-    }
-
-    fn forget(&mut self, id: PeerId) {
-        if let Some(mut peer) = self.peers.remove(&id) {
-            let now = Instant::now();
-            peer.session.close(now);
-            let route = peer.paths.route();
-            while let Some(datagram) = peer.session.poll_transmit(now) {
-                let _ = route.send(datagram.into());
-            }
-            // The goodbye must leave the socket before the connection does.
-            tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                peer.paths.close_all();
-            });
         }
     }
 
@@ -932,142 +533,21 @@ impl Node {
 
     // --- figures ------------------------------------------------------------------------------------------------
 
-    fn handle_stats(&mut self, stats: MediaStats) {
-        self.look_after_paths(Instant::now());
-        for voice in &stats.voices {
-            let Some(peer) = self.peers.get_mut(&voice.peer) else { continue };
-            let path = peer.paths.route().path();
-            let (mut send_kbps, mut recv_kbps) = (None, None);
-            if let Some(path) = &path {
-                let (sent, received) = path.bytes();
-                if let Some((id, sent_before, received_before)) = peer.counted
-                    && id == path.id()
-                {
-                    let kbps = |bytes: u64| bytes as f64 * 8.0 / 1000.0 / media::STATS_EVERY.as_secs_f64();
-                    send_kbps = Some(kbps(sent.saturating_sub(sent_before)));
-                    recv_kbps = Some(kbps(received.saturating_sub(received_before)));
-                }
-                peer.counted = Some((path.id(), sent, received));
-            }
-            let path_stats = path.as_ref().map(|path| path.stats());
-            let r = &voice.receiver;
-            if let Some(stages) = r.mouth_to_ear_stages_ms {
-                peer.stages.add(&stages);
-            }
-            let number = |value: Option<f32>| value.map(f64::from);
-            let event = PeerStats {
-                peer_id: voice.peer,
-                name: peer.name.clone().unwrap_or_default(),
-                path: path.as_ref().map(|path| path.kind()),
-                remote: path.as_ref().map(|path| path.remote()),
-                rtt_ms: path.as_ref().map(|path| ms(path.rtt())),
-                one_way_ms: r.mouth_to_ear_stages_ms.map(|stages| f64::from(stages.network)),
-                clock_error_ms: peer.clock.min_rtt_us().map(|us| us as f64 / 2000.0),
-                jitter_ms: number(r.jitter_ms),
-                loss_pct: number(r.loss_pct),
-                recovered_pct: number(r.recovered_pct),
-                concealed_pct: number(r.concealed_pct),
-                late_pct: number(r.late_pct),
-                target_delay_ms: number(r.target_delay_ms),
-                buffer_ms: number(r.buffer_ms),
-                mouth_to_ear_ms: number(r.mouth_to_ear_ms),
-                mouth_to_ear_stages_ms: r.mouth_to_ear_stages_ms,
-                drift_ppm: number(r.drift_ppm),
-                send_kbps,
-                recv_kbps,
-                frame_ms: number(r.frame_ms),
-                level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
-                policy: stats.policy.clone(),
-                rejected: voice.rejected(),
-            };
-            self.emit(Event::Stats(Box::new(event)));
-            if let Some(path_stats) = path_stats {
-                self.command_media(MediaCommand::Path { peer: voice.peer, stats: path_stats });
-            }
-        }
-        self.last_stats = Some(stats);
-    }
-
-    /// Keeps the figures of a peer's whole call for the summary.
-    fn remember(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.get(&id) else { return };
-        let Some(name) = peer.name.clone() else { return };
-        let Some(voice) = self.last_stats.as_ref().and_then(|s| s.voices.iter().find(|v| v.peer == id)) else { return };
-        if self.summaries.len() >= MAX_PEERS {
-            self.summaries.remove(0);
-        }
-        let r = &voice.receiver;
-        let percentiles = |p: hallway_codec::Percentiles| Percentiles {
-            p50: f64::from(p.p50),
-            p95: f64::from(p.p95),
-            p99: f64::from(p.p99),
-        };
-        let totals = &r.totals;
-        let percent = |part: u64, whole: u64| (whole > 0).then(|| part as f64 * 100.0 / whole as f64);
-        self.summaries.push(PeerSummary {
-            peer_id: id,
-            name,
-            mouth_to_ear_ms: r.total_mouth_to_ear_ms.map(percentiles),
-            mouth_to_ear_stages_ms: peer.stages.mean(),
-            first_audio_ms: peer.first_audio_ms,
-            loss_pct: percent(totals.lost, totals.packets + totals.lost),
-            recovered_pct: percent(totals.recovered_samples, totals.played_samples),
-            concealed_pct: percent(totals.concealed_samples, totals.played_samples),
-            packets_received: voice.received.packets,
-            bytes_received: voice.received.bytes,
-            packets_rejected: voice.rejected(),
-        });
-    }
-
-    async fn emit_summary(mut self) {
-        let (sent, xruns) = self.last_stats.as_ref().map(|s| (s.sent, s.xruns)).unwrap_or_default();
-        let summary = Summary {
-            peers: std::mem::take(&mut self.summaries),
-            since_start_ms: self.since_start(),
-            cpu_s: cpu_seconds(),
-            max_rss_kb: max_rss_kb(),
-            packets_sent: sent.packets,
-            bytes_sent: sent.bytes,
-            xruns,
-        };
-        let stamped = Stamped::now(Event::Summary(Box::new(summary)));
-        let _ = tokio::time::timeout(Duration::from_millis(200), self.events.send(stamped)).await;
-    }
-
     // --- small things -------------------------------------------------------------------------------------------
 
-    /// Gives the first listening addresses a moment to appear, so that `ready` can name them.
+    /// Gives each listener a moment to tell its first address, so that `ready` can name one of each.
     async fn wait_for_listeners(&mut self) {
-        let expected = self.config.listen.len();
-        let all_up = async {
-            while self.listening.len() < expected {
-                let event = self.swarm.select_next_some().await;
-                if let SwarmEvent::NewListenAddr { address, .. } = event {
-                    self.listening.push(address);
+        let patience = tokio::time::sleep(LISTENERS_PATIENCE);
+        tokio::pin!(patience);
+        while !self.silent_listeners.is_empty() {
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.handle_swarm(event),
+                () = &mut patience => {
+                    tracing::debug!(silent = self.silent_listeners.len(), "not every listener has an address yet");
+                    return;
                 }
             }
-        };
-        if tokio::time::timeout(Duration::from_millis(250), all_up).await.is_err() {
-            tracing::debug!("not every listening address is up yet");
         }
-    }
-
-    /// What others should dial us at.
-    fn own_addresses(&self) -> Vec<Multiaddr> {
-        if !self.config.announce.is_empty() {
-            return self.config.announce.clone();
-        }
-        let quic = self.listening.iter().filter(|addr| transport::to_socket_addr(addr).is_some());
-        let mut addresses: Vec<Multiaddr> = self.observed.iter().chain(quic).cloned().collect();
-        let mut seen = HashSet::new();
-        addresses.retain(|addr| seen.insert(addr.clone()));
-        addresses
-    }
-
-    fn addresses_changed(&mut self) {
-        let addresses = self.own_addresses();
-        self.room.set_addresses(addresses.clone());
-        self.links.set_addresses(&addresses);
     }
 
     fn next_deadline(&self) -> Instant {
@@ -1083,60 +563,11 @@ impl Node {
             .clamp(now, now + TICK)
     }
 
-    fn since_start(&self) -> f64 {
-        ms(self.config.started.elapsed())
-    }
-
-    fn emit(&self, event: Event) {
-        let _ = self.events.try_send(Stamped::now(event));
-    }
-
-    fn emit_at(&self, at_ns: u64, event: Event) {
-        let _ = self.events.try_send(Stamped { event, at_ns });
-    }
-
-    fn warn(&self, code: &'static str, message: String, hint: &str) {
-        self.emit(Event::Warning(Notice { code, message, hint: hint.to_owned() }));
-    }
-
-    fn tell_peer(&mut self, id: PeerId, state: PeerState, reason: Option<&'static str>) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.told == Some(state) && state != PeerState::PathChanged {
-            return;
-        }
-        peer.told = Some(state);
-        let path = peer.paths.route().path().map(|path| path.kind());
-        let name = peer.name.clone();
-        let verified = peer.session.is_established() && !self.config.invite.is_open();
-        let since_start_ms = self.since_start();
-        self.emit(Event::Peer { peer_id: id, name, state, path, verified, since_start_ms, reason });
-    }
-
     fn command_media(&mut self, command: MediaCommand) {
         if !self.media.command(command) && !self.media.is_running() {
             tracing::error!("the media thread is gone");
         }
     }
-}
-
-/// Reads one connection's datagrams: voice to the media thread, the rest to the node loop.
-async fn read(peer: PeerId, connection: quinn::Connection, inbox: media::Inbox, control: mpsc::Sender<FromPath>) {
-    let (mut second, mut taken) = (Instant::now(), 0u32);
-    while let Ok(bytes) = connection.read_datagram().await {
-        let arrived = clock::now();
-        if bytes.first() == Some(&session::keys::MEDIA) {
-            inbox.push(Datagram { arrived, bytes });
-            continue;
-        }
-        if second.elapsed() >= Duration::from_secs(1) {
-            (second, taken) = (Instant::now(), 0);
-        }
-        taken = taken.saturating_add(1);
-        if taken <= MAX_CONTROL_PER_SECOND {
-            let _ = control.try_send(FromPath::Control { peer, arrived, bytes });
-        }
-    }
-    let _ = control.send(FromPath::Closed { peer }).await;
 }
 
 /// Whether an address ends in a PeerId, and which.
@@ -1154,16 +585,4 @@ pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// The most memory this process ever held, where the system tells (Linux).
-fn max_rss_kb() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }

@@ -5,13 +5,7 @@ use std::time::{Duration, Instant};
 use hallway_codec::Stages;
 use libp2p::{Multiaddr, PeerId};
 
-use crate::{
-    clock::OffsetFilter,
-    events::PeerState,
-    media::Inbox,
-    path::Paths,
-    session::Session,
-};
+use crate::{clock::OffsetFilter, events::PeerState, media::Inbox, path::Paths, session::Session};
 
 /// Addresses remembered of one peer.
 pub const MAX_ADDRESSES: usize = 8;
@@ -22,8 +16,18 @@ const PING_EVERY: Duration = Duration::from_millis(400);
 /// Dialling again after a failure: at first after this long, then twice as long each time.
 const REDIAL_AFTER: Duration = Duration::from_secs(1);
 const REDIAL_AT_MOST: Duration = Duration::from_secs(30);
-/// One who fell silent is called again for this long: a laptop slept, a network was away.
-pub const CALL_AGAIN_FOR: Duration = Duration::from_secs(600);
+/// Where nothing may be dialled now, it is asked again after this time.
+const ASK_BUDGET_AGAIN: Duration = Duration::from_secs(60);
+/// Addresses remembered at which one peer was met. The newest stay.
+pub const MAX_PROVEN: usize = 4;
+/// How long a member that was lost without a goodbye is called.
+pub const CALL_THE_LOST: Duration = Duration::from_secs(30 * 60);
+/// Members called after they were lost. Of more the one that is lost the longest is given up.
+pub const MAX_LOST: usize = 32;
+/// A lost member is dialled after a hundredth of the time that it is away, within these bounds, whether or not an earlier
+/// dial still waits: QUIC repeats its first packet at ever longer intervals, a fresh dial speaks at once.
+const CALL_LOST_LEAST: Duration = Duration::from_millis(1500);
+const CALL_LOST_MOST: Duration = Duration::from_secs(10);
 
 /// One peer.
 pub struct Peer {
@@ -32,9 +36,9 @@ pub struct Peer {
     pub inbox: Inbox,
     pub clock: OffsetFilter,
     pub addresses: Vec<Multiaddr>,
-    /// Where it last proved its PeerId: no third party's address, whatever anybody says.
-    pub proven: Option<Multiaddr>,
-    /// It was a member until it fell silent.
+    /// Where it has proven to be a member, newest first: dialled without asking the budget.
+    pub proven: Vec<Multiaddr>,
+    /// Since when a member has been without a path or a session. `None` while all is well, and for strangers.
     pub lost_since: Option<Instant>,
     /// Somebody said that it is in our room: the rendezvous, the local network, a member.
     pub wanted: bool,
@@ -42,6 +46,9 @@ pub struct Peer {
     pub name: Option<String>,
     /// The last state told to the outside.
     pub told: Option<PeerState>,
+    /// The name told with it.
+    pub told_name: Option<String>,
+    /// Since when it has been here without a session: it became known, or its first path came up.
     pub since: Instant,
     pub next_dial: Option<Instant>,
     dials_failed: u32,
@@ -62,11 +69,12 @@ impl Peer {
             inbox: Inbox::default(),
             clock: OffsetFilter::new(),
             addresses: Vec::new(),
-            proven: None,
+            proven: Vec::new(),
             lost_since: None,
             wanted: false,
             name: None,
             told: None,
+            told_name: None,
             since: now,
             next_dial: None,
             dials_failed: 0,
@@ -88,22 +96,68 @@ impl Peer {
         self.addresses.truncate(MAX_ADDRESSES);
     }
 
+    /// Whether the outside should hear of this state; counts as told if so. The same state under another name is news, and
+    /// so is each change of path.
+    pub fn is_news(&mut self, state: PeerState) -> bool {
+        let known = self.told == Some(state) && self.told_name == self.name;
+        self.told = Some(state);
+        self.told_name.clone_from(&self.name);
+        !known || state == PeerState::PathChanged
+    }
+
     /// Dials no later than at `at`.
     pub fn dial_at(&mut self, at: Instant) {
         self.next_dial = Some(self.next_dial.map_or(at, |planned| planned.min(at)));
     }
 
+    /// It is a member, and this is where we talk with it.
+    pub fn prove(&mut self, address: Multiaddr) {
+        self.proven.retain(|known| *known != address);
+        self.proven.insert(0, address);
+        self.proven.truncate(MAX_PROVEN);
+    }
+
+    /// A member lost its path or its session. The first loss counts until all is well again.
+    pub fn lost(&mut self, now: Instant) {
+        self.lost_since.get_or_insert(now);
+    }
+
+    /// True where it is time to give a lost member up.
+    pub fn is_given_up(&self, now: Instant) -> bool {
+        self.lost_since.is_some_and(|since| now.saturating_duration_since(since) >= CALL_THE_LOST)
+    }
+
+    /// A dial has begun. A lost member is dialled again without waiting for its end.
+    pub fn dial_begun(&mut self, now: Instant) {
+        if let Some(since) = self.lost_since {
+            self.dial_at(now + call_lost_after(now.saturating_duration_since(since)));
+        }
+    }
+
     /// A dial failed: the next one waits longer.
     pub fn dial_failed(&mut self, now: Instant) {
+        if self.lost_since.is_some() {
+            return self.dial_begun(now);
+        }
         let wait = REDIAL_AFTER.saturating_mul(1 << self.dials_failed.min(5)).min(REDIAL_AT_MOST);
         self.dials_failed = self.dials_failed.saturating_add(1);
         self.dial_at(now + wait);
     }
 
+    /// Nothing may be dialled now.
+    pub fn dial_denied(&mut self, now: Instant) {
+        self.dial_at(now + ASK_BUDGET_AGAIN);
+    }
+
     /// A path is up.
-    pub fn connected(&mut self) {
+    pub fn connected(&mut self, now: Instant) {
         self.dials_failed = 0;
         self.next_dial = None;
+        if self.session.is_established() {
+            self.lost_since = None;
+        } else if self.paths.len() <= 1 {
+            self.since = now;
+        }
     }
 
     /// True when it is time to ask the peer for its clock; counts as asked.
@@ -121,6 +175,10 @@ impl Peer {
         let ping = self.session.is_established().then_some(self.next_ping);
         [self.session.poll_timeout(), self.next_dial, ping].into_iter().flatten().min()
     }
+}
+
+fn call_lost_after(away: Duration) -> Duration {
+    (away / 100).clamp(CALL_LOST_LEAST, CALL_LOST_MOST)
 }
 
 /// The mean of each stage over a call, from the means of its seconds.
@@ -158,4 +216,83 @@ fn each(into: &mut Stages, from: &Stages, f: impl Fn(f32, f32) -> f32) {
 /// Which side dials first when both learn of each other at once; the other waits a little and then dials too.
 pub fn dials_first(me: &PeerId, other: &PeerId) -> bool {
     me.to_bytes() < other.to_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::identity::Keypair;
+
+    use super::*;
+    use crate::{invite::Invite, session::Local};
+
+    fn peer(now: Instant) -> Peer {
+        let room = "kitchen".parse::<Invite>().unwrap().secrets();
+        let local = Local::new(&Keypair::generate_ed25519(), &room).unwrap();
+        Peer::new(Session::new(&local, Keypair::generate_ed25519().public().to_peer_id(), now), now)
+    }
+
+    /// The moments, in seconds from the loss, at which it is dialled although every dial fails.
+    fn dials(peer: &mut Peer, lost: Instant, until: Duration) -> Vec<f64> {
+        let mut dials = Vec::new();
+        while let Some(at) = peer.next_dial.filter(|at| *at <= lost + until) {
+            peer.next_dial = None;
+            dials.push((at - lost).as_secs_f64());
+            peer.dial_begun(at);
+        }
+        dials
+    }
+
+    #[test]
+    fn a_lost_member_is_called_soon_enough_after_any_blackout_and_given_up_in_the_end() {
+        let lost = Instant::now();
+        let mut peer = peer(lost);
+        peer.lost(lost);
+        peer.dial_at(lost);
+        let dials = dials(&mut peer, lost, CALL_THE_LOST);
+        let gap_at = |second: f64| {
+            let at = dials.partition_point(|dial| *dial < second);
+            dials[at] - dials[at - 1]
+        };
+        // Targets: the voice is back 3 s after a blackout of 30 s, 5 s after one of 300 s.
+        assert!(gap_at(18.0) <= 1.6, "{}", gap_at(18.0));
+        assert!(gap_at(288.0) <= 3.0, "{}", gap_at(288.0));
+        assert!(gap_at(1700.0) <= 10.1 && dials.len() < 600, "{} dials", dials.len());
+        assert!(!peer.is_given_up(lost + CALL_THE_LOST - Duration::from_secs(1)));
+        assert!(peer.is_given_up(lost + CALL_THE_LOST));
+    }
+
+    #[test]
+    fn somebody_who_never_answered_is_called_less_and_less() {
+        let mut now = Instant::now();
+        let mut peer = peer(now);
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            peer.next_dial = None;
+            peer.dial_failed(now);
+            let next = peer.next_dial.unwrap();
+            waits.push((next - now).as_secs());
+            now = next;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
+        assert!(!peer.is_given_up(now + CALL_THE_LOST), "only members are given up by time");
+    }
+
+    #[test]
+    fn a_state_is_told_once_and_again_under_another_name() {
+        let mut peer = peer(Instant::now());
+        assert!(peer.is_news(PeerState::Connecting) && !peer.is_news(PeerState::Connecting));
+        peer.name = Some("ana".into());
+        assert!(peer.is_news(PeerState::Connected) && !peer.is_news(PeerState::Connected));
+        peer.name = Some("anna".into());
+        assert!(peer.is_news(PeerState::Connected) && !peer.is_news(PeerState::Connected));
+        assert!(peer.is_news(PeerState::PathChanged) && peer.is_news(PeerState::PathChanged));
+    }
+
+    #[test]
+    fn the_newest_four_places_where_a_member_was_met_are_remembered() {
+        let mut peer = peer(Instant::now());
+        let place = |port: u16| format!("/ip4/8.8.8.8/udp/{port}/quic-v1").parse::<Multiaddr>().unwrap();
+        [1, 2, 3, 4, 5, 3].into_iter().for_each(|port| peer.prove(place(port)));
+        assert_eq!(peer.proven, [3, 5, 4, 2].map(place));
+    }
 }

@@ -1,9 +1,6 @@
 //! The rendezvous servers of a node: one client for each server and each name that the room bears today.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::{StreamExt, stream::BoxStream, stream::SelectAll};
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
@@ -11,7 +8,10 @@ use tokio::sync::oneshot;
 
 use crate::{
     invite::RoomSecrets,
-    rendezvous::{Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, scope_of, wire::DOOR_LEN},
+    rendezvous::{
+        Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, policy::dialable, scope_of,
+        wire::DOOR_LEN,
+    },
 };
 
 /// How long a registration holds without being renewed. Short: a crashed node should not stay listed.
@@ -32,6 +32,7 @@ struct Server {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     New,
+    Connected,
     Registered,
     Lost,
 }
@@ -51,16 +52,29 @@ pub struct ServerLinks {
     secrets: RoomSecrets,
     opener: Opener,
     addresses: Vec<Multiaddr>,
+    /// The person chose the addresses: every server gets them as they are.
+    announced: bool,
     next_check: std::time::Instant,
     door: Option<oneshot::Receiver<[u8; DOOR_LEN]>>,
 }
 
 impl ServerLinks {
-    /// Nothing is dialled before [`ServerLinks::start`].
-    pub fn new(servers: &[Multiaddr], keypair: Keypair, secrets: RoomSecrets, opener: Opener) -> Self {
+    /// Nothing is dialled before [`ServerLinks::start`]. `announced`: our addresses were chosen by the person.
+    pub fn new(
+        servers: &[Multiaddr],
+        keypair: Keypair,
+        secrets: RoomSecrets,
+        opener: Opener,
+        announced: bool,
+    ) -> Self {
         let servers = servers
             .iter()
-            .map(|addr| Server { addr: addr.clone(), reached: None, peer: super::peer_of(addr), state: State::New })
+            .map(|addr| Server {
+                addr: addr.clone(),
+                reached: None,
+                peer: super::peer_of(addr),
+                state: State::New,
+            })
             .collect();
         Self {
             servers,
@@ -70,6 +84,7 @@ impl ServerLinks {
             secrets,
             opener,
             addresses: Vec::new(),
+            announced,
             next_check: std::time::Instant::now() + ROTATION_CHECK,
             door: None,
         }
@@ -114,10 +129,7 @@ impl ServerLinks {
 
     fn register_names(&mut self) -> Result<(), ClientError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let names: HashSet<String> = [now.saturating_sub(CLOCK_TOLERANCE), now, now + CLOCK_TOLERANCE]
-            .into_iter()
-            .map(|time| self.secrets.namespace(time.as_secs()))
-            .collect();
+        let names = self.secrets.namespaces(now.as_secs(), CLOCK_TOLERANCE.as_secs());
         self.links.retain(|link| names.contains(&link.namespace));
         for server in 0..self.servers.len() {
             for namespace in &names {
@@ -162,15 +174,21 @@ impl ServerLinks {
         }
     }
 
-    /// A server on the internet has no use for the addresses of this machine's own loopback or network.
     fn addresses_for(&self, server: usize) -> Vec<Multiaddr> {
+        if self.announced {
+            return self.addresses.clone();
+        }
         let server = &self.servers[server];
         let scope = server.reached.as_ref().and_then(scope_of).or_else(|| scope_of(&server.addr));
-        let useful = |addr: &&Multiaddr| match scope {
-            Some(Scope::Loopback) => true,
-            _ => scope_of(addr) != Some(Scope::Loopback),
-        };
-        self.addresses.iter().filter(useful).cloned().collect()
+        tellable(&self.addresses, scope.unwrap_or(Scope::Public))
+    }
+
+    /// The network may be back: servers that are lost are tried at once.
+    pub fn retry_now(&self) {
+        self.links
+            .iter()
+            .filter(|link| self.servers[link.server].state == State::Lost)
+            .for_each(|link| link.client.retry_now());
     }
 
     /// The server's address as the person gave it.
@@ -194,6 +212,16 @@ impl ServerLinks {
         self.servers[server].reached = Some(addr);
     }
 
+    /// True the first time after launch or after a loss. A link that is opened anew to tell more is no news.
+    pub fn newly_connected(&mut self, server: usize) -> bool {
+        let state = &mut self.servers[server].state;
+        let news = matches!(state, State::New | State::Lost);
+        if news {
+            *state = State::Connected;
+        }
+        news
+    }
+
     /// True the first time after launch or after a loss.
     pub fn newly_registered(&mut self, server: usize) -> bool {
         std::mem::replace(&mut self.servers[server].state, State::Registered) != State::Registered
@@ -208,5 +236,64 @@ impl ServerLinks {
     pub async fn leave(&mut self) {
         let leaving = self.links.drain(..).map(|link| link.client.leave());
         futures::future::join_all(leaving).await;
+    }
+}
+
+/// What a server that is so far away is told: the addresses of this machine or its network say something about us to a
+/// server on the internet, and are of no use to whoever it tells.
+fn tellable(addresses: &[Multiaddr], server: Scope) -> Vec<Multiaddr> {
+    addresses.iter().filter(|addr| dialable(addr, server)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Multiaddr> {
+        [
+            "/ip4/127.0.0.1/udp/1/quic-v1",
+            "/ip4/192.168.1.7/udp/1/quic-v1",
+            "/ip6/fe80::1/udp/1/quic-v1",
+            "/ip4/8.8.8.8/udp/1/quic-v1",
+        ]
+        .map(|addr| addr.parse().unwrap())
+        .to_vec()
+    }
+
+    #[test]
+    fn a_server_on_the_internet_hears_of_public_addresses_only() {
+        assert_eq!(tellable(&all(), Scope::Public), all()[3..]);
+        assert_eq!(tellable(&all(), Scope::Private), all()[1..]);
+        assert_eq!(tellable(&all(), Scope::Loopback), all());
+    }
+
+    fn links(servers: &[&str], announced: bool) -> ServerLinks {
+        let servers: Vec<Multiaddr> = servers.iter().map(|addr| addr.parse().unwrap()).collect();
+        let (_, opener) = crate::rendezvous::Behaviour::client();
+        let secrets = "kitchen".parse::<crate::invite::Invite>().unwrap().secrets();
+        let mut links = ServerLinks::new(&servers, Keypair::generate_ed25519(), secrets, opener, announced);
+        links.addresses = all();
+        links
+    }
+
+    #[test]
+    fn a_server_known_by_name_counts_as_far_away_until_it_was_reached() {
+        let mut far = links(&["/dns4/server.example/tcp/1"], false);
+        assert_eq!(far.addresses_for(0), all()[3..]);
+        far.reached(0, PeerId::random(), "/ip4/10.0.0.1/tcp/1".parse().unwrap());
+        assert_eq!(far.addresses_for(0), all()[1..]);
+        let chosen = links(&["/dns4/server.example/tcp/1"], true);
+        assert_eq!(chosen.addresses_for(0), all(), "what was announced on purpose is told");
+    }
+
+    #[test]
+    fn a_connection_is_news_after_the_launch_and_after_a_loss_only() {
+        let mut links = links(&["/ip4/8.8.8.8/tcp/1"], false);
+        assert!(links.newly_connected(0) && !links.newly_connected(0));
+        assert!(links.newly_registered(0) && !links.newly_registered(0));
+        assert!(!links.newly_connected(0), "opened anew for the door");
+        assert!(!links.newly_registered(0));
+        assert!(links.newly_lost(0) && !links.newly_lost(0));
+        assert!(links.newly_connected(0) && links.newly_registered(0));
     }
 }

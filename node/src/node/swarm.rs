@@ -1,9 +1,13 @@
 //! libp2p as hallway uses it: identify, ping, local discovery and the rendezvous protocols over our transport.
 
+#![allow(missing_docs, reason = "the derived BehaviourEvent cannot be documented; everything else here is")]
+
 use std::time::Duration;
 
 use libp2p::{
-    StreamProtocol, Swarm, SwarmBuilder, connection_limits, identify,
+    StreamProtocol, Swarm, SwarmBuilder, connection_limits,
+    core::{transport::dummy::DummyTransport, upgrade},
+    dns, identify,
     identity::Keypair,
     mdns, noise, ping,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
@@ -11,6 +15,7 @@ use libp2p::{
 };
 use tokio::sync::mpsc;
 
+use super::origins;
 use crate::{
     rendezvous,
     transport::{self, Authenticated, QuicTransport},
@@ -22,6 +27,10 @@ pub const AGENT: &str = concat!("hallway/", env!("CARGO_PKG_VERSION"));
 pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/hallway/1");
 /// Connections of one peer at a time: a few paths and their successors.
 pub const MAX_CONNECTIONS_PER_PEER: u32 = 8;
+/// Connections to a node from one public IPv4 address or IPv6 /64: a full room behind one router, twice over.
+pub const NODE_CONNECTIONS_PER_ORIGIN: usize = 64;
+/// Connections to a rendezvous server from one public IPv4 address or IPv6 /64: an office, or a carrier's shared address.
+pub const SERVER_CONNECTIONS_PER_ORIGIN: usize = 256;
 /// Handshakes towards us at a time.
 pub const MAX_PENDING_INCOMING: u32 = 256;
 
@@ -42,10 +51,17 @@ pub enum Error {
 /// The protocols of a node or of a rendezvous server.
 #[derive(NetworkBehaviour)]
 pub struct Behaviour {
+    /// Bounds connections in all, of a peer, and unfinished ones.
     pub limits: connection_limits::Behaviour,
+    /// Bounds connections from one address.
+    pub origins: origins::Behaviour,
+    /// Tells others who we are.
     pub identify: identify::Behaviour,
+    /// Notices TCP connections that died.
     pub ping: ping::Behaviour,
+    /// Finding each other, as client or as server.
     pub rendezvous: rendezvous::Behaviour,
+    /// Finding each other on the local network, where that is wanted and works.
     pub mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
@@ -59,13 +75,18 @@ pub struct Setup {
     pub idle_timeout: Duration,
     /// Connections at a time.
     pub max_connections: u32,
+    /// Connections at a time from one public IPv4 address or IPv6 /64.
+    pub max_per_origin: usize,
 }
 
 /// A swarm over our QUIC transport and TCP, and the channel of its authenticated QUIC connections.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn build(keypair: &Keypair, setup: Setup) -> Result<(Swarm<Behaviour>, mpsc::Receiver<Authenticated>), Error> {
+pub fn build(
+    keypair: &Keypair,
+    setup: Setup,
+) -> Result<(Swarm<Behaviour>, mpsc::Receiver<Authenticated>), Error> {
     let (quic, authenticated) = QuicTransport::new(transport::Config::new(keypair)?);
     let fail = |e: &dyn std::fmt::Display| Error::Setup(e.to_string());
     let limits = connection_limits::ConnectionLimits::default()
@@ -81,6 +102,7 @@ pub fn build(keypair: &Keypair, setup: Setup) -> Result<(Swarm<Behaviour>, mpsc:
     };
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
+        origins: origins::Behaviour::new(setup.max_per_origin),
         identify: identify::Behaviour::new(
             identify::Config::new(PROTOCOL.to_string(), keypair.public())
                 .with_agent_version(AGENT.to_owned())
@@ -95,15 +117,34 @@ pub fn build(keypair: &Keypair, setup: Setup) -> Result<(Swarm<Behaviour>, mpsc:
         .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)?
         .with_other_transport(|_| quic)
         .map_err(|e| fail(&e))?;
-    let idle_timeout = setup.idle_timeout;
-    // A machine without a resolver configuration still joins by addresses.
-    let swarm = match transports.with_dns() {
-        Ok(builder) => builder
+    let with_timeout = |config: libp2p::swarm::Config| {
+        config
+            .with_idle_connection_timeout(setup.idle_timeout)
+            // A protocol that is offered alone needs no answer before the first message: one round trip less.
+            .with_substream_upgrade_protocol_override(upgrade::Version::V1Lazy)
+    };
+    let swarm = match resolver() {
+        Ok(()) => transports
+            .with_dns()
+            .map_err(|e| fail(&e))?
             .with_behaviour(|_| behaviour)
             .map_err(|e| fail(&e))?
-            .with_swarm_config(|config| config.with_idle_connection_timeout(idle_timeout))
+            .with_swarm_config(with_timeout)
             .build(),
-        Err(error) => return Err(fail(&error)),
+        // A machine without a resolver configuration still joins by addresses.
+        Err(error) => {
+            tracing::warn!(%error, "names cannot be looked up on this machine; addresses work");
+            transports
+                .with_behaviour(|_| behaviour)
+                .map_err(|e| fail(&e))?
+                .with_swarm_config(with_timeout)
+                .build()
+        }
     };
     Ok((swarm, authenticated))
+}
+
+/// Whether this machine says how names are looked up. Asked first, since the builder is lost with the answer.
+fn resolver() -> std::io::Result<()> {
+    dns::tokio::Transport::system(DummyTransport::<()>::new()).map(drop)
 }

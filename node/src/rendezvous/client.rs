@@ -76,7 +76,12 @@ pub struct ClientConfig {
 
 impl ClientConfig {
     /// With the defaults named at the fields.
-    pub fn new(server: Target, keypair: Keypair, namespace: String, door: impl Into<Option<[u8; DOOR_LEN]>>) -> Self {
+    pub fn new(
+        server: Target,
+        keypair: Keypair,
+        namespace: String,
+        door: impl Into<Option<[u8; DOOR_LEN]>>,
+    ) -> Self {
         Self {
             server,
             keypair,
@@ -239,7 +244,8 @@ impl Client {
             return Err(ClientError::NoAddress);
         }
         let (events, receiver) = mpsc::channel(MAX_EVENTS);
-        let (wish, wished) = watch::channel(Wish { addresses: config.addresses.clone(), door: config.door, leave: false });
+        let (wish, wished) =
+            watch::channel(Wish { addresses: config.addresses.clone(), door: config.door, leave: false });
         let retry = Arc::new(Notify::new());
         let session = Session {
             people: People::new(config.keypair.public().to_peer_id()),
@@ -365,10 +371,15 @@ impl Session {
                 let server = opened.peer;
                 self.server = Some(server);
                 let end = self.watch(opened).await;
-                if matches!(&end, Err(End::Lost(why)) if **why == LostWhy::Silent) {
-                    self.opener.close(server).await;
+                match &end {
+                    Err(End::Lost(why)) if **why == LostWhy::Silent => {
+                        self.opener.close(server).await;
+                        end
+                    }
+                    // It may still speak libp2p's.
+                    Err(End::Lost(why)) if **why == LostWhy::NotARendezvous => self.poll_plainly().await,
+                    _ => end,
                 }
-                end
             }
             Ok(Err(OpenError::Unsupported)) => self.poll_plainly().await,
             Ok(Err(error)) => Err(error.into()),
@@ -587,6 +598,9 @@ impl From<OpenError> for LostWhy {
 
 impl From<ReadError> for LostWhy {
     fn from(error: ReadError) -> Self {
+        if error.is_not_spoken() {
+            return Self::NotARendezvous;
+        }
         Self::Broken { detail: error.to_string() }
     }
 }

@@ -183,6 +183,7 @@ impl Session {
             }
             match wire::read(&mut stream, MAX_RESPONSE).await {
                 Ok(response) => Ok(response),
+                Err(error) if error.is_not_spoken() => Err(AskError::Lost(error.into())),
                 Err(wire::ReadError::Ended | wire::ReadError::Io(_)) => Err(AskError::HungUp),
                 Err(error) => Err(AskError::Lost(error.into())),
             }

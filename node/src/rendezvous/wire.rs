@@ -10,7 +10,7 @@
 use std::io;
 
 use futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use libp2p::StreamProtocol;
+use libp2p::{StreamProtocol, core::upgrade::NegotiationError};
 use prost::Message;
 
 /// libp2p's rendezvous protocol: one request and its answer on a stream.
@@ -62,6 +62,16 @@ pub enum ReadError {
     /// The stream broke, or ended inside a message.
     #[error("stream: {0}")]
     Io(#[from] io::Error),
+}
+
+impl ReadError {
+    /// Whether the other side does not speak the protocol. A protocol that is offered alone is used before it is
+    /// agreed upon, so that this shows at the first read only.
+    pub fn is_not_spoken(&self) -> bool {
+        let Self::Io(error) = self else { return false };
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<NegotiationError>());
+        matches!(inner, Some(NegotiationError::Failed))
+    }
 }
 
 /// Reads one length-prefixed message of at most `bound` bytes.

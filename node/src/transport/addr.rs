@@ -34,6 +34,11 @@ pub fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
     Multiaddr::empty().with(addr.ip().into()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
 }
 
+/// Whether this machine has IPv6 at all. Listening on every interface must not fail where it has not.
+pub fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok()
+}
+
 /// The IP address a multiaddress starts with, whatever follows.
 pub fn ip_of(addr: &Multiaddr) -> Option<IpAddr> {
     match addr.iter().next()? {
@@ -58,11 +63,14 @@ mod tests {
     #[test]
     fn an_address_that_leads_nowhere_is_told_from_one_that_may() {
         let id = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
-        for text in ["/ip4/192.0.2.1/udp/1/quic-v1", "/ip6/::1/tcp/1", "/dns4/x/tcp/1", "/dnsaddr/x.example"] {
+        for text in ["/ip4/192.0.2.1/udp/1/quic-v1", "/ip6/::1/tcp/1", "/dns4/x/tcp/1", "/dnsaddr/x.example"]
+        {
             assert!(is_dialable(&text.parse().unwrap()), "{text}");
             assert!(is_dialable(&format!("{text}/p2p/{id}").parse().unwrap()), "{text}");
         }
-        for text in ["/ip4/127.0.0.1", "/ip4/127.0.0.1/udp/1", "/dns4/x", "/memory/7", "/ip4/1.2.3.4/udp/1/quic"] {
+        for text in
+            ["/ip4/127.0.0.1", "/ip4/127.0.0.1/udp/1", "/dns4/x", "/memory/7", "/ip4/1.2.3.4/udp/1/quic"]
+        {
             assert!(!is_dialable(&text.parse().unwrap()), "{text}");
         }
     }

@@ -36,7 +36,7 @@ use libp2p::{
 use quinn::rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
-pub use addr::{ip_of, is_dialable, to_multiaddr, to_socket_addr};
+pub use addr::{has_ipv6, ip_of, is_dialable, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
 use listener::Listener;

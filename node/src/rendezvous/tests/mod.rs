@@ -54,7 +54,12 @@ fn new_swarm<B: NetworkBehaviour>(keypair: &Keypair, behaviour: B) -> Swarm<B> {
         .multiplex(yamux::Config::default())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
-    Swarm::new(transport, behaviour, keypair.public().into(), swarm::Config::with_tokio_executor())
+    Swarm::new(transport, behaviour, keypair.public().into(), as_nodes_do())
+}
+
+/// As the program's own Swarm: protocols offered alone are used before they are agreed upon.
+fn as_nodes_do() -> swarm::Config {
+    swarm::Config::with_tokio_executor().with_substream_upgrade_protocol_override(Version::V1Lazy)
 }
 
 /// Polls a Swarm for ever. Aborting the task is a crash of the node.

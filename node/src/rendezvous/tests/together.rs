@@ -249,7 +249,7 @@ fn tcp_swarm<B: NetworkBehaviour>(keypair: &Keypair, behaviour: B) -> Swarm<B> {
         .multiplex(yamux::Config::default())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
         .boxed();
-    Swarm::new(transport, behaviour, keypair.public().into(), swarm::Config::with_tokio_executor())
+    Swarm::new(transport, behaviour, keypair.public().into(), as_nodes_do())
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,117 @@
+//! What a node is told, and how it ends.
+
+use std::time::{Duration, Instant};
+
+use hallway_codec::Profile;
+use libp2p::{Multiaddr, identity::Keypair};
+
+use super::swarm;
+use crate::{events::Notice, invite::Invite, media, rendezvous, session};
+
+/// What a node is to do.
+pub struct Config {
+    /// Who we are.
+    pub keypair: Keypair,
+    /// How we are called.
+    pub name: String,
+    /// The room, its secret, the servers named in the invite.
+    pub invite: Invite,
+    /// Rendezvous servers to use.
+    pub rendezvous: Vec<Multiaddr>,
+    /// Where to listen.
+    pub listen: Vec<Multiaddr>,
+    /// What to tell others instead of where we listen. Empty: where we listen, and what servers saw.
+    pub announce: Vec<Multiaddr>,
+    /// Whether to look on the local network too.
+    pub lan: bool,
+    /// Voice or music.
+    pub profile: Profile,
+    /// 1, or 2.
+    pub channels: u8,
+    /// Most that one peer is sent, kb/s on the wire.
+    pub max_kbps: Option<u32>,
+    /// When the program began: `since_start_ms` counts from here.
+    pub started: Instant,
+    /// Leave by ourselves after this time.
+    pub leave_after: Option<Duration>,
+    /// End with [`Ended::NoPeer`] where nobody came in this time.
+    pub require_peer: Option<Duration>,
+    /// Wait on although others in a room of this name hold another secret.
+    pub wait_anyway: bool,
+}
+
+/// What a person asks of a running node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Leave the room.
+    Leave,
+    /// Be silent, or not.
+    Mute(bool),
+    /// Say this in writing.
+    Chat(String),
+}
+
+/// Why a node ended, where nothing failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Left in order.
+    Left,
+    /// Nobody came in time.
+    NoPeer {
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// Others do not let us in.
+    Refused {
+        /// Why.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl Ended {
+    /// What a script should know, where this is no ordinary end.
+    pub fn notice(&self) -> Option<Notice> {
+        let (code, message, hint) = match self {
+            Self::Left => return None,
+            Self::NoPeer { waited } => (
+                "no_peer",
+                format!("nobody came within {}", humantime::format_duration(*waited)),
+                "Check that the others use the same room, secret and rendezvous server (--at), or wait longer \
+                 with --timeout."
+                    .to_owned(),
+            ),
+            Self::Refused { reason, hint } => ("refused", format!("refused: {reason}"), hint.clone()),
+        };
+        Some(Notice { code, message, hint })
+    }
+}
+
+/// Why a node could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The network could not be set up.
+    #[error(transparent)]
+    Network(#[from] swarm::Error),
+    /// A `--listen` address does not work.
+    #[error("cannot listen on {addr}: {reason}")]
+    Listen {
+        /// Where.
+        addr: Multiaddr,
+        /// Why not.
+        reason: String,
+    },
+    /// The handshake could not be prepared.
+    #[error(transparent)]
+    Session(#[from] session::Error),
+    /// The media thread could not be started.
+    #[error(transparent)]
+    Media(#[from] media::Error),
+    /// A rendezvous address is of no use.
+    #[error(transparent)]
+    Rendezvous(#[from] rendezvous::ClientError),
+    /// The media thread died.
+    #[error("the media thread ended by itself; this is a bug in hallway, please report the log")]
+    MediaEnded,
+}

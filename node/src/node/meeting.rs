@@ -1,0 +1,437 @@
+//! How a node meets others: who is said to be there, whom it dials, which path is kept, who is turned away.
+
+use super::*;
+
+impl Node {
+    pub(super) fn handle_rendezvous(&mut self, server: usize, event: ClientEvent) {
+        let addr = self.links.address(server);
+        match event {
+            ClientEvent::Connected { server: peer_id, addr: reached, .. } => {
+                self.links.reached(server, peer_id, reached);
+                let addresses = self.own_addresses();
+                self.links.set_addresses(&addresses);
+                if self.links.newly_connected(server) {
+                    self.emit(Event::Rendezvous {
+                        state: RendezvousState::Connected,
+                        peer_id: Some(peer_id),
+                        addr,
+                    });
+                    self.network_is_back();
+                }
+            }
+            ClientEvent::Registered { .. } => {
+                let peer_id = self.links.peer(server);
+                if self.links.newly_registered(server) {
+                    self.emit(Event::Rendezvous { state: RendezvousState::Registered, peer_id, addr });
+                }
+            }
+            ClientEvent::RegisterRefused { why } => self.warn(
+                "registration_refused",
+                format!("the rendezvous server at {addr} does not list this node: {}.", why.in_words()),
+                "Others can still be found; try another server with --at.",
+            ),
+            ClientEvent::Peer { peer, addresses, via } => {
+                let patience = if via == rendezvous::Via::Initial { Duration::ZERO } else { DIAL_SECOND };
+                self.discovered(peer, addresses, patience);
+            }
+            // One who was never met needs no calling. A member may well be there without the server.
+            ClientEvent::PeerGone { peer } => {
+                let unmet = |peer: &Peer| peer.name.is_none() && peer.lost_since.is_none() && peer.paths.is_empty();
+                if self.peers.get(&peer).is_some_and(unmet) {
+                    self.peers.remove(&peer);
+                }
+            }
+            ClientEvent::OtherKeys { count } => self.handle_other_keys(count),
+            ClientEvent::Observed { addr } => {
+                if transport::to_socket_addr(&addr).is_some() && !self.observed.contains(&addr) {
+                    self.observed.insert(0, addr);
+                    self.observed.truncate(2);
+                    self.addresses_changed();
+                }
+            }
+            ClientEvent::Lost { why, retry_in } => {
+                let peer_id = self.links.peer(server);
+                if self.links.newly_lost(server) {
+                    self.emit(Event::Rendezvous {
+                        state: RendezvousState::Lost,
+                        peer_id,
+                        addr: addr.clone(),
+                    });
+                    self.warn(
+                        "rendezvous_lost",
+                        format!("no rendezvous at {addr}: {why}."),
+                        "This node tries again by itself; calls that stand go on. Check the address given with --at.",
+                    );
+                }
+                tracing::info!(%addr, %why, ?retry_in, "rendezvous lost");
+            }
+        }
+    }
+
+    /// Others of the same room name hold another secret, or none.
+    pub(super) fn handle_other_keys(&mut self, count: u32) {
+        if count == 0 || self.other_keys_told || self.room.members().next().is_some() {
+            return;
+        }
+        self.other_keys_told = true;
+        self.refused(
+            format!("{count} other(s) are in a room named {} with another secret", self.config.invite.room),
+            "Ask them for the invite they use (hallway invite), or choose another name. --wait waits here anyway.",
+        );
+    }
+
+    /// The local network knows of somebody.
+    pub(super) fn discovered_nearby(&mut self, id: PeerId, address: &Multiaddr) {
+        self.discovered(id, nearby(&id, address), DIAL_SECOND);
+    }
+
+    /// A member knows of somebody: it may name addresses at least as far away as it is itself.
+    pub(super) fn discovered_by_member(&mut self, by: PeerId, id: PeerId, addresses: &[Multiaddr]) {
+        let addresses = policy::usable(&id, addresses, self.scope_of_peer(&by));
+        self.discovered(id, addresses, DIAL_SECOND);
+    }
+
+    /// How far a peer is away; without a path it counts as far away.
+    fn scope_of_peer(&self, id: &PeerId) -> Scope {
+        let path = self.peers.get(id).and_then(|peer| peer.paths.route().path());
+        path.and_then(|path| scope_of(&path.remote())).unwrap_or(Scope::Public)
+    }
+
+    /// Somebody is said to be in the room, at addresses that may be dialled as far as their scope goes.
+    pub(super) fn discovered(&mut self, id: PeerId, mut addresses: Vec<Multiaddr>, patience: Duration) {
+        let now = Instant::now();
+        addresses.retain(carries_voice);
+        if id == self.me || addresses.is_empty() || self.elsewhere.contains(now, &id) {
+            return;
+        }
+        let patience = if dials_first(&self.me, &id) { Duration::ZERO } else { patience };
+        let Some(peer) = self.peer_entry(id, now) else { return };
+        let new = !peer.wanted;
+        peer.wanted = true;
+        peer.learn(addresses);
+        if peer.paths.is_empty() {
+            peer.dial_at(now + patience);
+        } else if !peer.session.is_established() && !peer.session.is_connecting() {
+            // It reached us before we heard of it, and has not begun: it may not know yet that we share a room.
+            peer.session.connect(now);
+        }
+        if new {
+            self.tell_peer(id, PeerState::Discovered, None);
+        }
+    }
+
+    pub(super) fn dial(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let budget = &mut self.budget;
+        let mut addresses = peer.proven.clone();
+        let told =
+            peer.addresses.iter().filter(|addr| !peer.proven.contains(addr) && budget.allow(now, addr));
+        addresses.extend(told.cloned());
+        if addresses.is_empty() {
+            tracing::debug!(peer = %id, "no address that may be dialled now");
+            peer.dial_denied(now);
+            return;
+        }
+        let lost = peer.lost_since.is_some();
+        let condition = if lost { PeerCondition::Always } else { PeerCondition::DisconnectedAndNotDialing };
+        match self.swarm.dial(DialOpts::peer_id(id).addresses(addresses).condition(condition).build()) {
+            Ok(()) => {
+                peer.dial_begun(now);
+                if peer.told != Some(PeerState::Reconnecting) {
+                    self.tell_peer(id, PeerState::Connecting, None);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(peer = %id, %error, "not dialled");
+                peer.dial_failed(now);
+            }
+        }
+    }
+
+    /// There is a new address, or a server answers again: whoever waits to be dialled is dialled now.
+    pub(super) fn network_is_back(&mut self) {
+        let now = Instant::now();
+        if self.network_back.is_some_and(|last| now.duration_since(last) < AT_ONCE_EVERY) {
+            return;
+        }
+        self.network_back = Some(now);
+        let waiting =
+            self.peers.values_mut().filter(|peer| peer.lost_since.is_some() && peer.paths.is_empty());
+        waiting.for_each(|peer| peer.dial_at(now));
+        self.links.retry_now();
+    }
+
+    /// A member fell silent: its session is over, and it is called until it is back or given up.
+    pub(super) fn call_lost(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        let (mut addresses, proven, since) = (peer.addresses.clone(), peer.proven.clone(), peer.lost_since);
+        let scope = proven.first().and_then(scope_of).unwrap_or(Scope::Public);
+        let said =
+            self.room.members().find(|member| member.peer == id).map(|member| member.addresses.as_slice());
+        let said = policy::usable(&id, said.unwrap_or_default(), scope);
+        addresses.extend(said.into_iter().filter(carries_voice));
+        self.room.handle_left(now, id, Departure::Lost);
+        self.drain_room();
+        self.forget(id);
+        let lost = |peer: &&Peer| peer.lost_since.is_some() && peer.name.is_none();
+        if self.peers.values().filter(lost).count() >= MAX_LOST {
+            let waiting = self.peers.iter().filter(|(_, peer)| lost(peer));
+            if let Some(longest) = waiting.min_by_key(|(_, peer)| peer.lost_since).map(|(id, _)| *id) {
+                self.forget(longest);
+            }
+        }
+        let Some(peer) = self.peer_entry(id, now) else { return };
+        (peer.wanted, peer.proven, peer.lost_since) = (true, proven, since.or(Some(now)));
+        peer.learn(addresses);
+        // Both sides notice at about the same time.
+        peer.dial_at(now + DIAL_SECOND);
+    }
+
+    pub(super) fn handle_connection(&mut self, authenticated: Authenticated) {
+        let Authenticated { peer, connection, dialer } = authenticated;
+        let now = Instant::now();
+        if peer == self.me {
+            connection.close(0u32.into(), b"this is myself");
+            return;
+        }
+        let Some(known) = self.peer_entry(peer, now) else {
+            connection.close(0u32.into(), b"too many peers");
+            return;
+        };
+        let path: Arc<dyn Path> = Arc::new(QuicPath::new(connection.clone(), dialer));
+        known.session.set_rtt_hint(path.rtt());
+        if !known.paths.add(path.clone()) {
+            connection.close(0u32.into(), b"too many connections");
+            return;
+        }
+        known.connected(now);
+        let inbox = known.inbox.clone();
+        let start = dialer && known.wanted && !known.session.is_established();
+        tokio::spawn(read(peer, connection, inbox, self.control_sender.clone()));
+        self.budget.succeeded(&path.remote());
+        self.choose_path(peer);
+        if let Some(known) = self.peers.get_mut(&peer)
+            && start
+        {
+            known.session.connect(now);
+        }
+    }
+
+    /// Puts the best path in use and tells of the change.
+    pub(super) fn choose_path(&mut self, id: PeerId) {
+        let prefer_dialer = dials_first(&self.me, &id);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let had = peer.paths.route().path().is_some();
+        if !peer.paths.choose(|path| path.is_dialer() == prefer_dialer) {
+            return;
+        }
+        let path = peer.paths.route().path();
+        let has = path.is_some();
+        let member = peer.name.is_some();
+        match path {
+            Some(path) if peer.session.is_established() => peer.prove(path.remote()),
+            None if member => peer.lost(Instant::now()),
+            _ => {}
+        }
+        if !has && (member || peer.wanted) {
+            let patience = if prefer_dialer { Duration::ZERO } else { DIAL_SECOND };
+            peer.dial_at(Instant::now() + patience);
+        }
+        match (member, had, has) {
+            (true, _, false) => self.tell_peer(id, PeerState::Reconnecting, None),
+            (true, _, true) => self.tell_peer(id, PeerState::PathChanged, None),
+            _ => {}
+        }
+    }
+
+    /// Once a second, with the figures: paths are compared, strangers turned out.
+    pub(super) fn look_after_paths(&mut self, now: Instant) {
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            self.choose_path(id);
+            let decides = dials_first(&self.me, &id);
+            let is_server = self.links.is_server(&id);
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            // Only one side closes, or each might close the path that the other kept.
+            if peer.paths.len() > 1 && decides {
+                let since = *peer.spare_since.get_or_insert(now);
+                if now.duration_since(since) >= SPARE_PATH_TIME {
+                    peer.paths.close_spare();
+                    peer.spare_since = None;
+                }
+            } else {
+                peer.spare_since = None;
+            }
+            let idle = !peer.session.is_established() && !peer.session.is_connecting();
+            if idle && !is_server && now.duration_since(peer.since) >= STRANGER_TIMEOUT {
+                let lost_with_path = peer.lost_since.is_some() && !peer.paths.is_empty();
+                peer.paths.close_all();
+                if !peer.wanted {
+                    self.peers.remove(&id);
+                    continue;
+                }
+                if lost_with_path {
+                    peer.dial_at(now);
+                }
+            }
+            if peer.is_given_up(now) && !peer.session.is_established() {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// The entry of a peer, made where there is room for it.
+    pub(super) fn peer_entry(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
+        if !self.peers.contains_key(&id) && self.peers.len() >= MAX_PEERS {
+            let absent = self.peers.iter().filter(|(_, p)| p.name.is_none() && p.paths.is_empty());
+            let stranger = absent.min_by_key(|(_, p)| (p.lost_since.is_some(), p.wanted)).map(|(id, _)| *id)?;
+            self.peers.remove(&stranger);
+        }
+        let local = &self.local;
+        Some(self.peers.entry(id).or_insert_with(|| Peer::new(Session::new(local, id, now), now)))
+    }
+
+    pub(super) fn forget(&mut self, id: PeerId) {
+        if let Some(mut peer) = self.peers.remove(&id) {
+            let now = Instant::now();
+            peer.session.close(now);
+            let route = peer.paths.route();
+            while let Some(datagram) = peer.session.poll_transmit(now) {
+                let _ = route.send(datagram.into());
+            }
+            // The goodbye must leave the socket before the connection does.
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                peer.paths.close_all();
+            });
+        }
+    }
+
+    /// It is in another room, or does not let us in: not called for a while. A member stays one: whoever says so now was
+    /// not in its session.
+    pub(super) fn leave_alone(&mut self, id: PeerId) {
+        if self.peers.get(&id).is_some_and(|peer| peer.session.is_established()) {
+            return;
+        }
+        self.elsewhere.insert(Instant::now(), id);
+        self.forget(id);
+    }
+
+    pub(super) fn handle_refusal(&mut self, id: PeerId, reason: Refusal) {
+        let who = events::short(&id);
+        self.leave_alone(id);
+        match reason {
+            Refusal::WrongSecret => self.refused(
+                format!("{who} is in a room named {} with another secret", self.config.invite.room),
+                "Use the same invite on both sides (hallway invite). --wait waits here anyway.",
+            ),
+            Refusal::Identity => self.warn(
+                "wrong_identity",
+                format!("{who} could not prove who it is."),
+                "Somebody may be in the middle of this connection. Do not trust this network.",
+            ),
+            Refusal::Version => self.warn(
+                "version",
+                format!("{who} runs a hallway that speaks another protocol."),
+                "Use the same version on both sides.",
+            ),
+        }
+    }
+
+    /// We are not let in. Ends the program only for one who has just arrived and met nobody.
+    pub(super) fn refused(&mut self, reason: String, hint: &str) {
+        let arriving = self.config.started.elapsed() < ARRIVING;
+        if arriving && !self.met_somebody && !self.config.wait_anyway {
+            self.ended.get_or_insert(Ended::Refused { reason, hint: hint.to_owned() });
+        } else {
+            self.warn("refused", format!("{reason}."), hint);
+        }
+    }
+
+    /// What others should dial us at.
+    pub(super) fn own_addresses(&self) -> Vec<Multiaddr> {
+        if !self.config.announce.is_empty() {
+            return self.config.announce.clone();
+        }
+        let quic = self.listening.iter().filter(|addr| transport::to_socket_addr(addr).is_some());
+        let mut addresses: Vec<Multiaddr> = self.observed.iter().chain(quic).cloned().collect();
+        let mut seen = HashSet::new();
+        addresses.retain(|addr| seen.insert(addr.clone()));
+        addresses
+    }
+
+    pub(super) fn addresses_changed(&mut self) {
+        let addresses = self.own_addresses();
+        self.room.set_addresses(addresses.clone());
+        self.links.set_addresses(&addresses);
+    }
+}
+
+/// Reads one connection's datagrams: voice to the media thread, the rest to the node loop.
+async fn read(
+    peer: PeerId,
+    connection: quinn::Connection,
+    inbox: media::Inbox,
+    control: mpsc::Sender<FromPath>,
+) {
+    let (mut second, mut taken) = (Instant::now(), 0u32);
+    while let Ok(bytes) = connection.read_datagram().await {
+        let arrived = clock::now();
+        if bytes.first() == Some(&session::keys::MEDIA) {
+            inbox.push(Datagram { arrived, bytes });
+            continue;
+        }
+        if second.elapsed() >= Duration::from_secs(1) {
+            (second, taken) = (Instant::now(), 0);
+        }
+        taken = taken.saturating_add(1);
+        if taken <= MAX_CONTROL_PER_SECOND {
+            let _ = control.try_send(FromPath::Control { peer, arrived, bytes });
+        }
+    }
+    let _ = control.send(FromPath::Closed { peer }).await;
+}
+
+/// Peers are met over QUIC only: on anything else no voice could be sent.
+fn carries_voice(addr: &Multiaddr) -> bool {
+    transport::to_socket_addr(addr).is_some()
+}
+
+/// What of an address that came over the local network may be dialled: one of that network, or of this machine. Anybody
+/// there can claim anything, and a public address would be somebody else's.
+fn nearby(id: &PeerId, address: &Multiaddr) -> Vec<Multiaddr> {
+    let mut addresses = policy::usable(id, std::slice::from_ref(address), Scope::Loopback);
+    addresses.retain(|addr| scope_of(addr).is_some_and(|scope| scope < Scope::Public));
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_network_names_addresses_of_its_own_only() {
+        let (ana, ben) = (PeerId::random(), PeerId::random());
+        let taken = |addr: &str| nearby(&ana, &addr.parse().unwrap()).len();
+        for addr in
+            ["/ip4/192.168.1.7/udp/1/quic-v1", "/ip6/fe80::1/udp/1/quic-v1", "/ip4/127.0.0.1/udp/1/quic-v1"]
+        {
+            assert_eq!(taken(addr), 1, "{addr}");
+            assert_eq!(taken(&format!("{addr}/p2p/{ana}")), 1, "with its own name at the end");
+            assert_eq!(taken(&format!("{addr}/p2p/{ben}")), 0, "with somebody else's");
+        }
+        for addr in
+            ["/ip4/8.8.8.8/udp/1/quic-v1", "/ip4/224.0.0.251/udp/1/quic-v1", "/ip4/0.0.0.0/udp/1/quic-v1"]
+        {
+            assert_eq!(taken(addr), 0, "{addr}");
+        }
+    }
+
+    #[test]
+    fn voice_needs_quic() {
+        assert!(carries_voice(&"/ip4/8.8.8.8/udp/1/quic-v1".parse().unwrap()));
+        for addr in ["/ip4/8.8.8.8/tcp/1", "/ip4/8.8.8.8/udp/1", "/dns4/x/udp/1/quic-v1"] {
+            assert!(!carries_voice(&addr.parse().unwrap()), "{addr}");
+        }
+    }
+}

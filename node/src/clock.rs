@@ -1,9 +1,10 @@
 //! The local monotonic clock, and what a peer's says at the same instant.
 //!
-//! Peers exchange four timestamps (RFC 5905 section 8): sent and received, answered and received again. Each direction
-//! keeps its least delay per slot of time, because queues only ever add; half the difference of the two minima is the
-//! offset. Once half a minute is known a line through the slots follows the skew of the two clocks too. What remains
-//! unknown is how unequal the two directions are: at most half the least round trip, which is the stated error.
+//! Peers exchange four timestamps (RFC 5905 section 8): sent and received, answered and received again. Queues only ever
+//! add, so each direction goes by its quickest twelfth per slot of time: one minimum alone would make the offset jump
+//! with every lucky packet of a jittery path. Half the difference of the two directions is the offset. Once half a minute
+//! is known a line through the slots follows the skew of the two clocks too. What remains unknown is how unequal the two
+//! directions are: at most half the least round trip, which is the stated error.
 
 use std::collections::VecDeque;
 
@@ -13,6 +14,10 @@ use hallway_codec::{ClockOffset, Micros};
 pub const SLOT_US: u64 = 5_000_000;
 /// Slots remembered: one minute.
 pub const SLOTS: usize = 12;
+/// Exchanges remembered in a slot; the four a second that hallway makes fill a sixth of it.
+pub const MAX_SAMPLES: usize = 128;
+/// Slots that the offset is taken from while the skew is not known.
+const SLOTS_TOGETHER: usize = 3;
 /// Slots needed before the skew is believed.
 const SLOTS_FOR_SKEW: usize = 6;
 /// Skew above this is noise: crystals are within 100 ppm, bad ones within 300.
@@ -44,19 +49,40 @@ pub struct Exchange {
     pub heard: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Slot {
     started: u64,
-    /// Least (peer's receive − our send): offset plus the way there.
-    there: i64,
-    /// Least (our receive − peer's send): the way back less the offset.
-    back: i64,
+    /// (Peer's receive − our send): offset plus the way there.
+    there: Vec<i64>,
+    /// (Our receive − peer's send): the way back less the offset.
+    back: Vec<i64>,
 }
 
 impl Slot {
-    fn offset(&self) -> f64 {
-        (self.there - self.back) as f64 / 2.0
+    fn new(started: u64) -> Self {
+        Self { started, there: Vec::with_capacity(MAX_SAMPLES), back: Vec::with_capacity(MAX_SAMPLES) }
     }
+
+    fn insert(&mut self, there: i64, back: i64) {
+        if self.there.len() < MAX_SAMPLES {
+            self.there.push(there);
+            self.back.push(back);
+        }
+    }
+}
+
+/// Half the difference of the quickest of both directions.
+fn offset_of<'a>(slots: impl Iterator<Item = &'a Slot> + Clone) -> f64 {
+    let quickest = |samples: &mut dyn Iterator<Item = i64>| {
+        let mut all: Vec<i64> = samples.collect();
+        all.sort_unstable();
+        all.truncate((all.len() / 12).max(1));
+        let Some(least) = all.first().copied() else { return 0.0 };
+        least as f64 + all.iter().map(|sample| (sample - least) as f64).sum::<f64>() / all.len() as f64
+    };
+    let there = quickest(&mut slots.clone().flat_map(|slot| slot.there.iter().copied()));
+    let back = quickest(&mut slots.flat_map(|slot| slot.back.iter().copied()));
+    (there - back) / 2.0
 }
 
 /// Estimates a peer's clock. Feed it exchanges, ask it for the offset.
@@ -80,35 +106,31 @@ impl OffsetFilter {
         }
         match self.slots.back_mut() {
             Some(slot) if exchange.heard.saturating_sub(slot.started) < SLOT_US => {
-                slot.there = slot.there.min(there);
-                slot.back = slot.back.min(back);
+                slot.insert(there, back);
             }
             _ => {
                 if self.slots.len() == SLOTS {
                     self.slots.pop_front();
                 }
-                self.slots.push_back(Slot { started: exchange.heard, there, back });
+                let mut slot = Slot::new(exchange.heard);
+                slot.insert(there, back);
+                self.slots.push_back(slot);
             }
         }
     }
 
     /// Peer clock minus ours at `now`, with its error bound; `None` before the first exchange.
     pub fn offset(&self, now: Micros) -> Option<ClockOffset> {
-        let last = self.slots.back()?;
         let error = self.min_rtt_us()? / 2;
-        let offset = self.line(now).unwrap_or_else(|| {
-            // The newest slot may hold one late sample only: lean on the one before it as well.
-            let before = self.slots.len().checked_sub(2).and_then(|i| self.slots.get(i)).unwrap_or(last);
-            (last.there.min(before.there) - last.back.min(before.back)) as f64 / 2.0
-        });
+        let offset = self.line(now).unwrap_or_else(|| offset_of(self.slots.iter().rev().take(SLOTS_TOGETHER)));
         Some(ClockOffset { offset_us: offset.round() as i64, error_us: u32::try_from(error).unwrap_or(u32::MAX) })
     }
 
     /// Least round trip on the network in µs, without the peer's thinking time.
     pub fn min_rtt_us(&self) -> Option<u64> {
-        let there = self.slots.iter().map(|slot| slot.there).min()?;
-        let back = self.slots.iter().map(|slot| slot.back).min()?;
-        Some(u64::try_from(there.saturating_add(back)).unwrap_or(0))
+        let there = self.slots.iter().flat_map(|slot| slot.there.iter()).min()?;
+        let back = self.slots.iter().flat_map(|slot| slot.back.iter()).min()?;
+        Some(u64::try_from(there.saturating_add(*back)).unwrap_or(0))
     }
 
     /// Least-squares line through the slots, where there are enough.
@@ -119,13 +141,14 @@ impl OffsetFilter {
         let n = self.slots.len() as f64;
         let origin = self.slots.front()?.started;
         let at = |slot: &Slot| (slot.started - origin) as f64 + SLOT_US as f64 / 2.0;
-        let base = self.slots.front()?.offset();
+        let offsets: Vec<f64> = self.slots.iter().map(|slot| offset_of(std::iter::once(slot))).collect();
+        let base = *offsets.first()?;
         let mean_x = self.slots.iter().map(at).sum::<f64>() / n;
-        let mean_y = self.slots.iter().map(|slot| slot.offset() - base).sum::<f64>() / n;
+        let mean_y = offsets.iter().map(|offset| offset - base).sum::<f64>() / n;
         let (mut xy, mut xx) = (0.0, 0.0);
-        for slot in &self.slots {
+        for (slot, offset) in self.slots.iter().zip(&offsets) {
             let dx = at(slot) - mean_x;
-            xy += dx * (slot.offset() - base - mean_y);
+            xy += dx * (offset - base - mean_y);
             xx += dx * dx;
         }
         let skew = (xy / xx).clamp(-MAX_SKEW, MAX_SKEW);

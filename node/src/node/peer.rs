@@ -12,7 +12,7 @@ pub const MAX_ADDRESSES: usize = 8;
 /// Clock questions come quickly at first, so that the delay is known when the first word is heard.
 pub const FIRST_PINGS: u32 = 20;
 const FIRST_PING_EVERY: Duration = Duration::from_millis(50);
-const PING_EVERY: Duration = Duration::from_millis(400);
+const PING_EVERY: Duration = Duration::from_millis(250);
 /// Dialling again after a failure: at first after this long, then twice as long each time.
 const REDIAL_AFTER: Duration = Duration::from_secs(1);
 const REDIAL_AT_MOST: Duration = Duration::from_secs(30);

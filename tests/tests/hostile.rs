@@ -1,5 +1,8 @@
 //! Strangers and members who mean no good, against whole programs: the call goes on, memory stays, nothing raw is printed.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

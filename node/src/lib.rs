@@ -13,6 +13,7 @@ pub mod invite;
 pub mod media;
 pub mod node;
 pub mod path;
+pub mod priority;
 pub mod rendezvous;
 pub mod room;
 pub mod session;

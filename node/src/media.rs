@@ -33,6 +33,7 @@ use crate::{
     audio::{Audio, AudioEvent},
     clock,
     path::Route,
+    priority,
     session::keys::{OpenStats, Opener, Sealer, SenderKey},
 };
 
@@ -328,6 +329,9 @@ struct Engine {
 
 impl Engine {
     fn run(mut self) {
+        if !priority::real_time() {
+            tracing::info!("no real-time priority for the media thread; `ulimit -r` or CAP_SYS_NICE would grant it");
+        }
         loop {
             self.audio.wait(LONGEST_WAIT);
             if !self.obey() {

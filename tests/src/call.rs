@@ -40,6 +40,7 @@ pub struct Lab {
     media: Media,
     speaks: [bool; 2],
     receiver: ReceiverConfig,
+    voice: Option<Vec<f32>>,
 }
 
 impl Lab {
@@ -53,6 +54,7 @@ impl Lab {
             media: Media::Talk,
             speaks: [true; 2],
             receiver: ReceiverConfig::default(),
+            voice: None,
         }
     }
 
@@ -86,6 +88,11 @@ impl Lab {
         Lab { speaks: [true, false], ..self }
     }
 
+    /// What both say, over and over, instead of the made-up speech: mono, 48 kHz.
+    pub fn voice(self, voice: &[f32]) -> Lab {
+        Lab { voice: Some(voice.to_vec()), ..self }
+    }
+
     /// The listeners' settings.
     pub fn receiver(self, receiver: ReceiverConfig) -> Lab {
         Lab { receiver, ..self }
@@ -103,7 +110,9 @@ impl Lab {
                 // The second card's ticks fall somewhere between the first one's.
                 phase: Duration::from_nanos(i as u64 * (self.seed % 997) * 2_000),
                 ticks: 0,
-                voice: speech(self.seed.wrapping_mul(2).wrapping_add(i as u64), VOICE_S),
+                voice: self.voice.clone().unwrap_or_else(|| {
+                    speech(self.seed.wrapping_mul(2).wrapping_add(i as u64), VOICE_S)
+                }),
                 spoken: 0,
                 speaks: self.speaks[i],
                 sender: Sender::new(config).expect("a sender of the default settings"),
@@ -185,6 +194,11 @@ pub struct Recording {
 }
 
 impl Recording {
+    /// What was said, and what was heard.
+    pub fn tracks(&self) -> [&Track; 2] {
+        [&self.said, &self.heard]
+    }
+
     /// How late and how damaged it was heard.
     pub fn measure(&self) -> Result<SignalReport, SignalError> {
         measure(&self.said, &self.heard)

@@ -37,7 +37,7 @@ const PIECE: usize = 480;
 /// Samples of one step of 2.5 ms.
 const STEP: i64 = Samples::MS_2_5.0 as i64;
 /// Gap after which all that comes late may set a new offset, and for how long it must have come late.
-const LOST_TOUCH: i64 = 40 * 48;
+const LOST_TOUCH: i64 = 500 * 48;
 /// FEC counts as in use for so long after it was seen.
 const FEC_IN_USE: i64 = 5 * SAMPLE_RATE as i64;
 /// Packets far off that agree with each other before the stream starts anew.

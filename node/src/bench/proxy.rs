@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use thread_priority::{RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy};
 
 use super::link::LinkConfig;
 use super::pipe::{Pipe, PipeCounts};
@@ -365,14 +364,7 @@ fn deliver(shared: &Shared) {
 fn be_prompt() {
     // All are favours; lateness is measured and shown either way.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-    let real_time = thread_priority::set_thread_priority_and_policy(
-        thread_priority::thread_native_id(),
-        ThreadPriority::Min,
-        ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo),
-    );
-    if real_time.is_err() {
-        let _ = rustix::process::nice(-15);
-    }
+    crate::priority::real_time();
 }
 
 #[cfg(test)]

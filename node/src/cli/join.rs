@@ -16,7 +16,7 @@ use crate::{
     events::{self, Format, Notice},
     invite::Invite,
     node::{self, Command, Ended, Node},
-    text, transport,
+    priority, text, transport,
 };
 
 #[derive(Args, Debug)]
@@ -147,7 +147,10 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         wait_anyway: args.wait,
     };
     let format = if args.json { Format::Json } else { Format::Plain };
-    node_runtime()?.block_on(talk(config, audio, format))
+    let runtime = node_runtime()?;
+    // This thread becomes the network's: what it reads late is heard late.
+    priority::hurried();
+    runtime.block_on(talk(config, audio, format))
 }
 
 async fn talk(config: node::Config, audio: Audio, format: Format) -> Result<ExitCode, Failure> {

@@ -35,6 +35,9 @@ const NARROW_NS: u64 = 500_000;
 const QUIET_NS: std::ops::RangeInclusive<u64> = 10 * NS_PER_SECOND..=80 * NS_PER_SECOND;
 /// A device latency above this is not believed.
 const MAX_LATENCY_NS: u64 = 500 * NS_PER_MS;
+/// A device this late for a callback stands still: a sound server calls once for its first fill and then may take
+/// most of a second to start, or a card is suspended.
+const STALL_NS: u64 = 100 * NS_PER_MS;
 /// Shortest sleep when a callback is later than foreseen; a quarter of its lateness if that is more.
 const NAP_NS: u64 = 250_000;
 
@@ -208,6 +211,20 @@ impl LivePlayback {
         self.track.time_of(self.last.frames + u64::from(self.last.count))
     }
 
+    /// The device runs again: what it missed while it stood still is not our lateness.
+    fn resume(&mut self, now_ns: u64) {
+        self.listen(now_ns);
+        self.underruns = 0;
+        self.pace = Pace::new(now_ns);
+    }
+
+    /// Since when the device stands still, if it does.
+    fn stalled_since_ns(&self, now_ns: u64) -> Option<u64> {
+        let due_ns = self.next_callback_ns();
+        let patience_ns = STALL_NS.max(3 * frames_ns(u64::from(self.last.count), self.facts.rate_hz));
+        (self.last.count > 0 && self.stamps.is_empty() && now_ns > due_ns + patience_ns).then_some(due_ns)
+    }
+
     /// Frames at 48 kHz that are wanted now, whole periods.
     fn space(&mut self, now_ns: u64) -> usize {
         self.listen(now_ns);
@@ -288,7 +305,7 @@ pub(crate) struct DevicePlayback {
 
 impl DevicePlayback {
     pub(crate) fn new(arriving: Receiver<LivePlayback>, shape: Shape, events: Events) -> Self {
-        let idle = idle(shape, &events);
+        let idle = idle(monotonic_ns(), shape, &events);
         Self {
             live: None,
             starting: None,
@@ -353,16 +370,25 @@ impl DevicePlayback {
         // A device may take seconds from open to its first callback; what is written meanwhile would be stale.
         if self.starting.as_ref().is_some_and(|live| !live.stamps.is_empty()) {
             self.live = self.starting.take();
+            if let Some(live) = &mut self.live {
+                live.resume(monotonic_ns());
+            }
         }
-        if self.live.as_ref().is_some_and(LivePlayback::gone) {
+        let Some(live) = &self.live else { return };
+        if live.gone() {
             self.live = None;
-            self.idle = idle(self.shape, &self.events);
+            self.idle = idle(monotonic_ns(), self.shape, &self.events);
+        } else if let Some(since_ns) = live.stalled_since_ns(monotonic_ns()) {
+            // Playing time passes all the same. Were it to stand still with the device, every voice would be heard
+            // that much later from then on.
+            self.starting = self.live.take();
+            self.idle = idle(since_ns, self.shape, &self.events);
         }
     }
 }
 
-fn idle(shape: Shape, events: &Events) -> SimPlayback {
-    SimPlayback::standing_in(monotonic_ns(), shape.period, shape.channels, events.clone())
+fn idle(since_ns: u64, shape: Shape, events: &Events) -> SimPlayback {
+    SimPlayback::standing_in(since_ns, shape.period, shape.channels, events.clone())
 }
 
 #[cfg(test)]
@@ -410,6 +436,16 @@ mod tests {
         let heard = play(&mut tap, &mut live, 48_000, 120, 2_000);
         assert!(heard.iter().all(|s| *s == 0.5));
         assert_eq!((live.underruns, live.queued()), (0, 0));
+    }
+
+    #[test]
+    fn a_device_that_stands_still_after_its_first_fill_is_noticed_and_time_goes_on() {
+        let (mut tap, mut live) = live(48_000, 120);
+        play(&mut tap, &mut live, 48_000, 120, 10);
+        live.listen(T0);
+        let due = live.next_callback_ns();
+        assert_eq!(live.stalled_since_ns(due + 50 * NS_PER_MS), None, "a late callback is no stall");
+        assert_eq!(live.stalled_since_ns(due + 700 * NS_PER_MS), Some(due));
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What can be typed, rightly and wrongly: output, exit code and last words.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

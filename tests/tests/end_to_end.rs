@@ -1,5 +1,8 @@
 //! Two people, one rendezvous server, real programs: what they hear and what they are told.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,5 +1,8 @@
 //! What goes wrong around a call, and what people then hear and read.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 

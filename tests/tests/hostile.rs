@@ -1,5 +1,8 @@
 //! Strangers and members who mean no good, against whole programs: the call goes on, memory stays, nothing raw is printed.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -61,7 +64,7 @@ impl Call {
     }
 
     /// Nobody noticed anything.
-    fn is_unhurt(mut self) {
+    fn leave_unhurt(mut self) {
         if let (Some(before), Some(after)) = (self.before_kb, self.ana.rss_kb()) {
             println!("memory: {before} KiB before, {after} KiB after");
             assert!(after < before + MOST_GROWTH_KB, "memory grew from {before} to {after} KiB");
@@ -157,7 +160,7 @@ async fn strangers_with_garbage_of_every_kind_do_not_hurt_a_call() {
     }
     drop(crowd);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    tokio::task::spawn_blocking(move || call.is_unhurt()).await.unwrap();
+    tokio::task::spawn_blocking(move || call.leave_unhurt()).await.unwrap();
 }
 
 /// Commands to a terminal, text that runs backwards, and what only looks like nothing.
@@ -231,7 +234,7 @@ async fn a_member_who_means_no_good_hurts_nobody_but_himself() {
     for (from, handshakes) in &calls {
         assert!(handshakes.len() <= 3, "{} calls from {from}", handshakes.len());
     }
-    tokio::task::spawn_blocking(move || call.is_unhurt()).await.unwrap();
+    tokio::task::spawn_blocking(move || call.leave_unhurt()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

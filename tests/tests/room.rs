@@ -1,5 +1,8 @@
 //! Rooms of several people: who gets in, who hears whom, who comes and goes.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::time::Duration;
 
 use hallway_tests::Hall;

@@ -1,5 +1,8 @@
 //! The rendezvous server as a program: what it says, what it keeps to itself, how it goes.
 
+// All of this file is test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
 use std::time::Duration;
 
 use futures::StreamExt;

@@ -36,7 +36,8 @@ impl Node {
             }
             // One who was never met needs no calling. A member may well be there without the server.
             ClientEvent::PeerGone { peer } => {
-                let unmet = |peer: &Peer| peer.name.is_none() && peer.lost_since.is_none() && peer.paths.is_empty();
+                let unmet =
+                    |peer: &Peer| peer.name.is_none() && peer.lost_since.is_none() && peer.paths.is_empty();
                 if self.peers.get(&peer).is_some_and(unmet) {
                     self.peers.remove(&peer);
                 }
@@ -148,6 +149,16 @@ impl Node {
         }
     }
 
+    /// Dials a member beside its path, which has fallen silent.
+    pub(super) fn dial_fresh(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id).filter(|peer| !peer.proven.is_empty()) else { return };
+        let opts =
+            DialOpts::peer_id(id).addresses(peer.proven.clone()).condition(PeerCondition::Always).build();
+        if let Err(error) = self.swarm.dial(opts) {
+            tracing::debug!(peer = %id, %error, "no fresh path dialled");
+        }
+    }
+
     /// There is a new address, or a server answers again: whoever waits to be dialled is dialled now.
     pub(super) fn network_is_back(&mut self) {
         let now = Instant::now();
@@ -200,6 +211,10 @@ impl Node {
         };
         let path: Arc<dyn Path> = Arc::new(QuicPath::new(connection.clone(), dialer));
         known.session.set_rtt_hint(path.rtt());
+        // A path that has been dead for a while would not be given up for a fresh one by round trips alone.
+        if known.is_silent(now) {
+            known.paths.close_all();
+        }
         if !known.paths.add(path.clone()) {
             connection.close(0u32.into(), b"too many connections");
             return;
@@ -284,7 +299,8 @@ impl Node {
     pub(super) fn peer_entry(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
         if !self.peers.contains_key(&id) && self.peers.len() >= MAX_PEERS {
             let absent = self.peers.iter().filter(|(_, p)| p.name.is_none() && p.paths.is_empty());
-            let stranger = absent.min_by_key(|(_, p)| (p.lost_since.is_some(), p.wanted)).map(|(id, _)| *id)?;
+            let stranger =
+                absent.min_by_key(|(_, p)| (p.lost_since.is_some(), p.wanted)).map(|(id, _)| *id)?;
             self.peers.remove(&stranger);
         }
         let local = &self.local;

@@ -296,7 +296,7 @@ impl Node {
         {
             self.ended.get_or_insert(Ended::NoPeer { waited: patience });
         }
-        let mut dial = Vec::new();
+        let (mut dial, mut fresh) = (Vec::new(), Vec::new());
         for (id, peer) in &mut self.peers {
             if peer.next_dial.is_some_and(|at| at <= now) {
                 peer.next_dial = None;
@@ -307,10 +307,16 @@ impl Node {
             if peer.ping_due(now) {
                 let ping = Telemetry::Ping { sent_us: clock::now().0 };
                 let _ = peer.session.send_unreliable(now, &ping.encode());
+                if peer.fresh_due(now) {
+                    fresh.push(*id);
+                }
             }
         }
         for peer in dial {
             self.dial(peer, now);
+        }
+        for peer in fresh {
+            self.dial_fresh(peer);
         }
         if let Err(error) = self.links.rotate() {
             tracing::error!(%error, "the room's name of tomorrow could not be registered");

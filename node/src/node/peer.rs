@@ -29,6 +29,12 @@ pub const MAX_LOST: usize = 32;
 const CALL_LOST_LEAST: Duration = Duration::from_millis(1500);
 const CALL_LOST_MOST: Duration = Duration::from_secs(10);
 
+/// A member speaks all the time, muted or not. A path on which nothing came for this long is taken for dead, and another
+/// one is dialled beside it: QUIC itself would be silent for as long again after the link is back.
+pub const SILENT_AFTER: Duration = Duration::from_millis(1200);
+/// How often a fresh path is dialled beside a silent one.
+const FRESH_EVERY: Duration = Duration::from_millis(800);
+
 /// One peer.
 pub struct Peer {
     pub session: Session,
@@ -56,6 +62,9 @@ pub struct Peer {
     pings: u32,
     /// UDP bytes of the path at the last figures: sent, received, and of which path.
     pub counted: Option<(usize, u64, u64)>,
+    /// What came last on the path in use: which path, bytes received, since when unchanged.
+    heard: Option<(usize, u64, Instant)>,
+    next_fresh: Instant,
     pub first_audio_ms: Option<f64>,
     pub stages: MeanStages,
     pub spare_since: Option<Instant>,
@@ -81,6 +90,8 @@ impl Peer {
             next_ping: now,
             pings: 0,
             counted: None,
+            heard: None,
+            next_fresh: now,
             first_audio_ms: None,
             stages: MeanStages::default(),
             spare_since: None,
@@ -158,6 +169,33 @@ impl Peer {
         } else if self.paths.len() <= 1 {
             self.since = now;
         }
+    }
+
+    /// Takes a look at the path in use. True where nothing came on it for [`SILENT_AFTER`].
+    pub fn is_silent(&mut self, now: Instant) -> bool {
+        let Some(path) = self.paths.route().path() else {
+            self.heard = None;
+            return false;
+        };
+        let (_, received) = path.bytes();
+        match self.heard {
+            Some((id, bytes, since)) if (id, bytes) == (path.id(), received) => {
+                now.saturating_duration_since(since) >= SILENT_AFTER
+            }
+            _ => {
+                self.heard = Some((path.id(), received, now));
+                false
+            }
+        }
+    }
+
+    /// True when it is time to dial a fresh path beside a silent one; counts as dialled.
+    pub fn fresh_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next_fresh && self.is_silent(now);
+        if due {
+            self.next_fresh = now + FRESH_EVERY;
+        }
+        due
     }
 
     /// True when it is time to ask the peer for its clock; counts as asked.
@@ -275,6 +313,59 @@ mod tests {
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30, 30]);
         assert!(!peer.is_given_up(now + CALL_THE_LOST), "only members are given up by time");
+    }
+
+    struct Wire(std::sync::atomic::AtomicU64);
+
+    impl crate::path::Path for Wire {
+        fn send(&self, _: bytes::Bytes) -> Result<(), crate::path::SendError> {
+            Ok(())
+        }
+        fn max_size(&self) -> usize {
+            1200
+        }
+        fn rtt(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn stats(&self) -> hallway_codec::PathStats {
+            hallway_codec::PathStats::default()
+        }
+        fn bytes(&self) -> (u64, u64) {
+            (0, self.0.load(std::sync::atomic::Ordering::Relaxed))
+        }
+        fn is_dialer(&self) -> bool {
+            true
+        }
+        fn kind(&self) -> crate::events::PathKind {
+            crate::events::PathKind::Direct
+        }
+        fn remote(&self) -> Multiaddr {
+            Multiaddr::empty()
+        }
+        fn id(&self) -> usize {
+            1
+        }
+        fn is_open(&self) -> bool {
+            true
+        }
+        fn close(&self) {}
+    }
+
+    #[test]
+    fn beside_a_silent_path_a_fresh_one_is_dialled_until_something_comes() {
+        let start = Instant::now();
+        let after = |ms: u64| start + Duration::from_millis(ms);
+        let mut peer = peer(start);
+        assert!(!peer.fresh_due(start), "no path is no silent path");
+        let wire = std::sync::Arc::new(Wire(7.into()));
+        peer.paths.add(wire.clone());
+        peer.paths.choose(|_| true);
+        let due = |peer: &mut Peer, from: u64, to: u64| {
+            (from..to).step_by(100).filter(|ms| peer.fresh_due(after(*ms))).collect::<Vec<_>>()
+        };
+        assert_eq!(due(&mut peer, 0, 3000), [1200, 2000, 2800]);
+        wire.0.store(8, std::sync::atomic::Ordering::Relaxed);
+        assert!(due(&mut peer, 3000, 4800).iter().all(|ms| *ms >= 4200), "heard again");
     }
 
     #[test]

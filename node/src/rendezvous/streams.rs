@@ -125,7 +125,8 @@ pub enum OpenError {
         /// As proven.
         obtained: PeerId,
     },
-    /// The peer does not speak the protocol.
+    /// The peer does not speak the protocol. Where protocols are negotiated lazily, as in the program, this shows at the
+    /// first read instead: [`is_not_spoken`](super::wire::ReadError::is_not_spoken).
     #[error("the protocol is not spoken there")]
     Unsupported,
     /// The connection ended meanwhile. Try again.

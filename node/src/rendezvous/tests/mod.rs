@@ -27,7 +27,6 @@ use super::{
     limits::{CONNECTIONS_PER_PEER, STREAM_GRACE, STREAM_PATIENCE, STREAMS_PER_CONNECTION, WATCH_IDLE},
     record::{Form, sign, tests as records},
     server::{Refusal, Status},
-    streams::OpenError,
     wire::{
         self, Discover, MAX_REQUEST, RENDEZVOUS_PROTOCOL, Register, Request, Response, WATCH_PROTOCOL, Watch,
         WatchEvent, WatchRequest,

@@ -202,7 +202,11 @@ async fn streams_share_a_connection_and_a_closed_one_is_dialled_anew() {
     let second = ana.opener.open(&anybody, RENDEZVOUS_PROTOCOL).await.unwrap();
     assert_eq!(first.peer, second.peer);
     assert!(first.addr.same_channel(&second.addr), "one connection");
-    assert_eq!(ana.opener.open(&anybody, unknown).await.err(), Some(OpenError::Unsupported));
+    // Used before it is agreed upon: that nobody speaks it shows at the first read.
+    let mut third = ana.opener.open(&anybody, unknown).await.unwrap();
+    wire::write(&mut third.stream, &WatchRequest::default()).await.unwrap();
+    let answer = wire::read::<WatchEvent, _>(&mut third.stream, 100).await;
+    assert!(answer.as_ref().is_err_and(wire::ReadError::is_not_spoken), "{answer:?}");
     ana.opener.close(first.peer).await;
     let mut addr = first.addr;
     assert!(addr.changed().await.is_err(), "its end is the connection's end");

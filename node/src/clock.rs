@@ -122,8 +122,12 @@ impl OffsetFilter {
     /// Peer clock minus ours at `now`, with its error bound; `None` before the first exchange.
     pub fn offset(&self, now: Micros) -> Option<ClockOffset> {
         let error = self.min_rtt_us()? / 2;
-        let offset = self.line(now).unwrap_or_else(|| offset_of(self.slots.iter().rev().take(SLOTS_TOGETHER)));
-        Some(ClockOffset { offset_us: offset.round() as i64, error_us: u32::try_from(error).unwrap_or(u32::MAX) })
+        let offset =
+            self.line(now).unwrap_or_else(|| offset_of(self.slots.iter().rev().take(SLOTS_TOGETHER)));
+        Some(ClockOffset {
+            offset_us: offset.round() as i64,
+            error_us: u32::try_from(error).unwrap_or(u32::MAX),
+        })
     }
 
     /// Least round trip on the network in µs, without the peer's thinking time.

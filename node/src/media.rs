@@ -23,8 +23,8 @@ use std::{
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use hallway_codec::{
-    ClockOffset, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats, Report, Sender,
-    SenderConfig,
+    ClockOffset, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats, Report,
+    Sender, SenderConfig,
 };
 use libp2p::PeerId;
 use tokio::sync::mpsc;
@@ -330,7 +330,9 @@ struct Engine {
 impl Engine {
     fn run(mut self) {
         if !priority::real_time() {
-            tracing::info!("no real-time priority for the media thread; `ulimit -r` or CAP_SYS_NICE would grant it");
+            tracing::info!(
+                "no real-time priority for the media thread; `ulimit -r` or CAP_SYS_NICE would grant it"
+            );
         }
         loop {
             self.audio.wait(LONGEST_WAIT);

@@ -106,8 +106,9 @@ impl Path for QuicPath {
             rtt_ms: Some(stats.path.rtt.as_secs_f32() * 1000.0),
             sent: stats.path.sent_packets,
             lost: stats.path.lost_packets,
-            max_kbps: congested
-                .map(|m| u32::try_from(m.delivery_rate_bps * 85 / 100_000).unwrap_or(u32::MAX).max(LEAST_KBPS)),
+            max_kbps: congested.map(|m| {
+                u32::try_from(m.delivery_rate_bps * 85 / 100_000).unwrap_or(u32::MAX).max(LEAST_KBPS)
+            }),
         }
     }
 
@@ -208,7 +209,11 @@ impl Paths {
         let current = self.route.path().filter(|path| path.is_open());
         let best = self.open.iter().min_by_key(|path| {
             let bonus = if prefer(path.as_ref()) { Duration::ZERO } else { SWITCH_MARGIN };
-            let stay = if current.as_ref().is_some_and(|c| c.id() == path.id()) { Duration::ZERO } else { SWITCH_MARGIN };
+            let stay = if current.as_ref().is_some_and(|c| c.id() == path.id()) {
+                Duration::ZERO
+            } else {
+                SWITCH_MARGIN
+            };
             (path.rtt() + bonus + stay, path.id())
         });
         let changed = match (&current, best) {

@@ -15,11 +15,12 @@ fn main() -> anyhow::Result<()> {
     let rest: Vec<String> = arguments.collect();
     let middle = rest.iter().position(|a| a == "--").context("seeds -- profiles")?;
     let mut reader = hound::WavReader::open(&voice)?;
-    ensure!(reader.spec().sample_rate == 48_000 && reader.spec().channels == 1, "{voice}: not mono at 48 kHz");
-    let voice = reader
-        .samples::<i16>()
-        .map(|s| s.map(|s| f32::from(s) / 32_768.0))
-        .collect::<Result<Vec<_>, _>>()?;
+    ensure!(
+        reader.spec().sample_rate == 48_000 && reader.spec().channels == 1,
+        "{voice}: not mono at 48 kHz"
+    );
+    let voice =
+        reader.samples::<i16>().map(|s| s.map(|s| f32::from(s) / 32_768.0)).collect::<Result<Vec<_>, _>>()?;
     std::fs::create_dir_all(&out)?;
     for seed in &rest[..middle] {
         for name in &rest[middle + 1..] {

@@ -110,9 +110,10 @@ impl Lab {
                 // The second card's ticks fall somewhere between the first one's.
                 phase: Duration::from_nanos(i as u64 * (self.seed % 997) * 2_000),
                 ticks: 0,
-                voice: self.voice.clone().unwrap_or_else(|| {
-                    speech(self.seed.wrapping_mul(2).wrapping_add(i as u64), VOICE_S)
-                }),
+                voice: self
+                    .voice
+                    .clone()
+                    .unwrap_or_else(|| speech(self.seed.wrapping_mul(2).wrapping_add(i as u64), VOICE_S)),
                 spoken: 0,
                 speaks: self.speaks[i],
                 sender: Sender::new(config).expect("a sender of the default settings"),

@@ -48,7 +48,10 @@ pub fn id(args: &IdArgs) -> Result<ExitCode, Failure> {
     let peer = keypair.public().to_peer_id();
     let line = words::safety_line(&peer);
     if args.json {
-        return say(format_args!("{}\n", serde_json::json!({ "peer_id": peer.to_string(), "safety_words": line })));
+        return say(format_args!(
+            "{}\n",
+            serde_json::json!({ "peer_id": peer.to_string(), "safety_words": line })
+        ));
     }
     say(format_args!(
         "{peer}\nsafety words: {line}\n\nCompare the words aloud: whoever shows the same ones holds the same key.\n"

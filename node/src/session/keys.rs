@@ -247,7 +247,10 @@ pub struct OpenStats {
 impl OpenStats {
     /// Datagrams that were not played.
     pub fn rejected(&self) -> u64 {
-        self.malformed.saturating_add(self.unknown_key).saturating_add(self.replayed).saturating_add(self.forged)
+        self.malformed
+            .saturating_add(self.unknown_key)
+            .saturating_add(self.replayed)
+            .saturating_add(self.forged)
     }
 }
 

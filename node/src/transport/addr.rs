@@ -24,7 +24,8 @@ pub fn is_dialable(addr: &Multiaddr) -> bool {
     let parts: Vec<Protocol<'_>> = addr.iter().filter(|part| !matches!(part, P2p(_))).collect();
     matches!(
         parts.as_slice(),
-        [Dnsaddr(_)] | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1]
+        [Dnsaddr(_)]
+            | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1]
             | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)]
     )
 }

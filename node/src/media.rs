@@ -133,6 +133,13 @@ pub enum Command {
         /// Its report.
         report: Report,
     },
+    /// How long this peer's packets take from its encoder into its QUIC, in its own words.
+    SendDelay {
+        /// Who.
+        peer: PeerId,
+        /// Microseconds.
+        us: u32,
+    },
     /// How the path to this peer fares, as QUIC saw it.
     Path {
         /// Who.
@@ -178,6 +185,8 @@ pub struct MediaStats {
     pub policy: Policy,
     /// What we sent since the start, summed over members.
     pub sent: Traffic,
+    /// Mean time from the encoder into QUIC over the last second, µs; `None` where nothing was sent.
+    pub send_delay_us: Option<u32>,
     /// Sound card misses since the start.
     pub xruns: u64,
     /// One entry a member.
@@ -261,6 +270,7 @@ impl Media {
             voice_block: Vec::new(),
             mix_block: Vec::new(),
             sent: Traffic::default(),
+            sending: (0, 0),
             next_index: 0,
             orders,
             events,
@@ -320,6 +330,8 @@ struct Engine {
     voice_block: Vec<f32>,
     mix_block: Vec<f32>,
     sent: Traffic,
+    /// Packets sent since the last figures, and the time they took from the encoder into QUIC, µs.
+    sending: (u32, u64),
     next_index: u32,
     orders: std_mpsc::Receiver<Command>,
     events: mpsc::Sender<MediaEvent>,
@@ -386,6 +398,11 @@ impl Engine {
                         self.sender.handle_report(clock::now(), index, &report);
                     }
                 }
+                Command::SendDelay { peer, us } => {
+                    if let Some(voice) = self.voice(&peer) {
+                        voice.receiver.set_send_delay(us);
+                    }
+                }
                 Command::Path { peer, stats } => {
                     if let Some(index) = self.voice(&peer).map(|voice| voice.index) {
                         self.sender.handle_path(clock::now(), index, &stats);
@@ -411,6 +428,10 @@ impl Engine {
             }
         };
         self.voices.retain(|voice| voice.peer != peer);
+        if self.voices.len() >= crate::room::MAX_MEMBERS {
+            tracing::error!(%peer, "more voices than a room has members; this one is not heard");
+            return;
+        }
         let (index, traffic) = (self.next_index, Traffic::default());
         self.next_index = self.next_index.wrapping_add(1);
         self.voices.push(Voice {
@@ -483,7 +504,8 @@ impl Engine {
             self.sender.handle_capture(block.pcm, Micros(block.captured_at_ns / 1000));
             while let Some(encoded) = self.sender.poll_packet(clock::now(), &mut self.packet) {
                 let Some(sealer) = &mut self.sealer else { continue };
-                encoded.stamp_done(&mut self.packet, clock::now());
+                let done = clock::now();
+                encoded.stamp_done(&mut self.packet, done);
                 self.sealed.clear();
                 if let Err(error) = sealer.seal(&self.packet, &mut self.sealed) {
                     tracing::error!(%error, "frame not sealed, so not sent");
@@ -498,6 +520,8 @@ impl Engine {
                         }
                     }
                 }
+                self.sending.0 += 1;
+                self.sending.1 += clock::now().since(done);
             }
         }
     }
@@ -507,7 +531,9 @@ impl Engine {
             let _ = self.events.try_send(MediaEvent::Audio(event));
         }
         let now = Instant::now();
-        if now >= self.next_report {
+        // Where the node loop is late, news go before figures.
+        let roomy = self.events.capacity() > MAX_WAITING_EVENTS / 4;
+        if now >= self.next_report && roomy {
             self.next_report = now + REPORT_EVERY;
             for voice in self.voices.iter_mut().filter(|voice| voice.received.packets > 0) {
                 let report = voice.receiver.report(clock::now());
@@ -516,15 +542,23 @@ impl Engine {
         }
         if now >= self.next_stats {
             self.next_stats += STATS_EVERY;
-            let stats = Box::new(self.stats());
-            let _ = self.events.try_send(MediaEvent::Stats(stats));
+            if roomy {
+                let stats = Box::new(self.stats());
+                let _ = self.events.try_send(MediaEvent::Stats(stats));
+            }
         }
+    }
+
+    fn send_delay_us(&mut self) -> Option<u32> {
+        let (packets, us) = std::mem::take(&mut self.sending);
+        (packets > 0).then(|| u32::try_from(us / u64::from(packets)).unwrap_or(u32::MAX))
     }
 
     fn stats(&mut self) -> MediaStats {
         MediaStats {
             policy: self.sender.policy().clone(),
             sent: self.sent,
+            send_delay_us: self.send_delay_us(),
             xruns: self.audio.capture.xruns() + self.audio.playback.xruns(),
             voices: self
                 .voices

@@ -22,6 +22,9 @@ pub enum Telemetry {
     },
     /// How the peer's voice arrives here.
     Report(Report),
+    /// How long our packets take from the encoder into QUIC: sealing, and the members before this one. Microseconds,
+    /// the mean of a second.
+    SendDelay(u32),
 }
 
 impl Telemetry {

@@ -68,6 +68,9 @@ impl Node {
         for voice in &stats.voices {
             let Some(peer) = self.peers.get_mut(&voice.peer) else { continue };
             let path = peer.paths.route().path();
+            if let Some(us) = stats.send_delay_us {
+                let _ = peer.session.send_unreliable(Instant::now(), &Telemetry::SendDelay(us).encode());
+            }
             let (mut send_kbps, mut recv_kbps) = (None, None);
             if let Some(path) = &path {
                 let (sent, received) = path.bytes();

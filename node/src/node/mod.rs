@@ -73,6 +73,8 @@ pub const ARRIVING: Duration = Duration::from_secs(10);
 const SPARE_PATH_TIME: Duration = Duration::from_secs(5);
 /// The other side dials first; where it does not, we do after this time.
 const DIAL_SECOND: Duration = Duration::from_millis(300);
+/// Most that a peer's word for its own sending time moves from `network` to `send`, µs.
+const MAX_SEND_DELAY_US: u32 = 20_000;
 /// Longest time between two looks at everything.
 const TICK: Duration = Duration::from_secs(1);
 /// Longest wait for the first address of each listener.
@@ -396,6 +398,10 @@ impl Node {
                     peer.clock.handle_exchange(exchange);
                     let offset = peer.clock.offset(arrived);
                     self.command_media(MediaCommand::Clock { peer: id, offset });
+                }
+                Some(Telemetry::SendDelay(us)) => {
+                    let us = us.min(MAX_SEND_DELAY_US);
+                    self.command_media(MediaCommand::SendDelay { peer: id, us });
                 }
                 Some(Telemetry::Report(report)) => {
                     self.command_media(MediaCommand::Report { peer: id, report });

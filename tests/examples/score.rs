@@ -15,11 +15,12 @@ fn main() -> anyhow::Result<()> {
     let rest: Vec<String> = arguments.collect();
     let middle = rest.iter().position(|a| a == "--").context("seeds -- profiles")?;
     let mut reader = hound::WavReader::open(&voice)?;
-    ensure!(reader.spec().sample_rate == 48_000 && reader.spec().channels == 1, "{voice}: not mono at 48 kHz");
-    let voice = reader
-        .samples::<i16>()
-        .map(|s| s.map(|s| f32::from(s) / 32_768.0))
-        .collect::<Result<Vec<_>, _>>()?;
+    ensure!(
+        reader.spec().sample_rate == 48_000 && reader.spec().channels == 1,
+        "{voice}: not mono at 48 kHz"
+    );
+    let voice =
+        reader.samples::<i16>().map(|s| s.map(|s| f32::from(s) / 32_768.0)).collect::<Result<Vec<_>, _>>()?;
     std::fs::create_dir_all(&out)?;
     for seed in &rest[..middle] {
         for name in &rest[middle + 1..] {
@@ -65,7 +66,7 @@ fn run(voice: &[f32], out: &Path, seed: u64, name: &str) -> anyhow::Result<()> {
         "loss": 100.0 * (counts.lost() - before.lost()) as f64 / (counts.sent - before.sent).max(1) as f64,
         "said_ns": said.started_ns,
         "heard_ns": heard.started_ns,
-        "policy": format!("{} ms {:?} {} kb/s {:?}", policy.frame.as_ms(), policy.application, policy.bitrate / 1000, policy.copies),
+        "policy": format!("{} ms {:?} {} kb/s {:?} {:?}", policy.frame.as_ms(), policy.application, policy.bitrate / 1000, policy.copies, policy.half),
     });
     std::fs::write(out.join(format!("{name}-{seed}.json")), json.to_string())?;
     println!("{json}");

@@ -110,9 +110,10 @@ impl Lab {
                 // The second card's ticks fall somewhere between the first one's.
                 phase: Duration::from_nanos(i as u64 * (self.seed % 997) * 2_000),
                 ticks: 0,
-                voice: self.voice.clone().unwrap_or_else(|| {
-                    speech(self.seed.wrapping_mul(2).wrapping_add(i as u64), VOICE_S)
-                }),
+                voice: self
+                    .voice
+                    .clone()
+                    .unwrap_or_else(|| speech(self.seed.wrapping_mul(2).wrapping_add(i as u64), VOICE_S)),
                 spoken: 0,
                 speaks: self.speaks[i],
                 sender: Sender::new(config).expect("a sender of the default settings"),
@@ -251,7 +252,7 @@ impl End {
             self.next_report += REPORT_EVERY;
             let report = self.receiver.report(self.clock(now));
             let mut packet = vec![KIND_REPORT];
-            packet.extend(serde_json::to_vec(&report).expect("a report is plain numbers"));
+            packet.extend(postcard::to_stdvec(&report).expect("a report is plain numbers"));
             out.handle_packet(now, &packet);
         }
         if now >= self.next_stats {
@@ -280,7 +281,7 @@ impl End {
             // Damaged packets are refused by the engine and counted there.
             Some((&KIND_MEDIA, media)) => drop(self.receiver.handle_packet(self.clock(now), media)),
             Some((&KIND_REPORT, report)) => {
-                if let Ok(report) = serde_json::from_slice::<Report>(report) {
+                if let Ok(report) = postcard::from_bytes::<Report>(report) {
                     self.sender.handle_report(self.clock(now), 1, &report);
                 }
             }

@@ -1,21 +1,28 @@
 //! Two sound cards never run at one speed. Here the difference is measured ([`Estimator`]) and made good ([`Resampler`]).
 //!
 //! Measured: each frame's availability, which is our playout count minus its position, has a minimum over any second that
-//! queues and jitter hardly touch. The slope of those minima is the drift.
+//! queues and jitter hardly touch. The slope of those minima is the drift; their scatter says how well it is known.
 
 use crate::{stretch::Audio, time::SAMPLE_RATE};
 use std::{collections::VecDeque, f64::consts::PI, sync::LazyLock};
 
 /// Greatest drift that is believed, ppm. Sound cards stay within a third of it.
 pub const MAX_DRIFT_PPM: f64 = 500.0;
-/// Seconds of history that the slope is taken from.
-const MAX_BLOCKS: usize = 60;
+/// Minima remembered. When they are full, each two become one, up to [`LONGEST_BLOCK`].
+const MAX_BLOCKS: usize = 64;
 /// Blocks before anything is said.
-const MIN_BLOCKS: usize = 4;
-/// Length of a block, in samples.
+const MIN_BLOCKS: usize = 5;
+/// Length of a block, in samples: at the start, and at most. So the slope is taken from up to eight minutes.
 const BLOCK: i64 = SAMPLE_RATE as i64;
-/// A minimum so far from the line is a new path, not drift; in samples.
+const LONGEST_BLOCK: i64 = 8 * BLOCK;
+/// Minima so far from the line, in samples, or in their own scatter, three times in a row: a new path, not drift.
 const SHIFT: f64 = 192.0;
+const SHIFT_SCATTER: f64 = 6.0;
+const SHIFT_TIMES: u32 = 3;
+/// Standard error, in ppm, up to which the drift is shown.
+const SHOWN_WITHIN_PPM: f64 = 25.0;
+/// So many standard errors must a drift be to be followed at all; beyond, more and more of it.
+const FOLLOWED_BEYOND: f64 = 1.5;
 
 /// Estimates how fast availability grows. Feed every packet's availability.
 #[derive(Debug)]
@@ -23,8 +30,12 @@ pub struct Estimator {
     blocks: VecDeque<(f64, f64)>,
     slopes: Vec<f64>,
     current: Option<(i64, f64, f64)>,
+    length: i64,
     slope: f64,
-    known: bool,
+    error: f64,
+    scatter: f64,
+    /// Minima in a row beyond the scatter; negative where below the line.
+    strays: i32,
 }
 
 impl Default for Estimator {
@@ -33,8 +44,11 @@ impl Default for Estimator {
             blocks: VecDeque::with_capacity(MAX_BLOCKS + 1),
             slopes: Vec::with_capacity(MAX_BLOCKS * MAX_BLOCKS / 2),
             current: None,
+            length: BLOCK,
             slope: 0.0,
-            known: false,
+            error: f64::INFINITY,
+            scatter: 0.0,
+            strays: 0,
         }
     }
 }
@@ -42,7 +56,7 @@ impl Default for Estimator {
 impl Estimator {
     /// A packet came when `at` samples had been played (with their fraction), and its availability was `availability`.
     pub fn insert(&mut self, at: f64, availability: f64) {
-        let block = at as i64 / BLOCK;
+        let block = at as i64 / self.length;
         match &mut self.current {
             Some((current, when, least)) if *current == block => {
                 if availability < *least {
@@ -57,40 +71,80 @@ impl Estimator {
         }
     }
 
-    /// How fast availability grows, in samples per sample; positive where the speaker's clock is slow. Zero until known.
+    /// How fast availability grows, in samples per sample, as far as it is certain; positive where the speaker's clock is
+    /// slow. Zero until known.
     #[must_use]
     pub fn slope(&self) -> f64 {
-        self.slope
+        let doubt = FOLLOWED_BEYOND * self.error / self.slope.abs();
+        if doubt < 1.0 { self.slope * (1.0 - doubt * doubt) } else { 0.0 }
     }
 
-    /// The speaker's clock against ours, in ppm, positive where it is fast.
+    /// The speaker's clock against ours, in ppm, positive where it is fast. `None` while that is not known well.
     #[must_use]
     pub fn ppm(&self) -> Option<f64> {
-        self.known.then_some(-self.slope * 1e6)
+        (self.error * 1e6 <= SHOWN_WITHIN_PPM).then_some(-self.slope * 1e6)
     }
 
     /// The path's delay changed by itself: what was learnt of the slope stays, its history does not.
     pub fn start_afresh(&mut self) {
         self.blocks.clear();
         self.current = None;
+        self.length = BLOCK;
+        self.strays = 0;
     }
 
     fn close(&mut self, at: f64, least: f64) {
-        if let Some((last_at, last)) = self.blocks.back() {
-            let step = least - (last + self.slope * (at - last_at));
-            if step.abs() > SHIFT {
-                // The old minima move along, so that the slope within them still counts.
-                self.blocks.iter_mut().for_each(|b| b.1 += step);
+        self.blocks.push_back((at, least));
+        self.follow_shifts();
+        if self.blocks.len() > MAX_BLOCKS {
+            if self.length < LONGEST_BLOCK {
+                self.halve();
+            } else {
+                self.blocks.pop_front();
             }
         }
-        self.blocks.push_back((at, least));
-        if self.blocks.len() > MAX_BLOCKS {
-            self.blocks.pop_front();
+        if self.blocks.len() >= MIN_BLOCKS {
+            self.fit();
         }
-        if self.blocks.len() < MIN_BLOCKS {
-            return;
+    }
+
+    /// Joins each two blocks into one: the lower of the two counts, the drift between them taken out.
+    fn halve(&mut self) {
+        self.length *= 2;
+        let pairs = self.blocks.len() / 2;
+        for i in 0..pairs {
+            if let (Some(a), Some(b)) = (self.blocks.get(2 * i).copied(), self.blocks.get(2 * i + 1).copied())
+                && let Some(slot) = self.blocks.get_mut(i)
+            {
+                *slot = if b.1 - a.1 < self.slope * (b.0 - a.0) { b } else { a };
+            }
         }
-        // The median of the slopes between all pairs (Theil and Sen): a few bad seconds do not move it.
+        self.blocks.truncate(pairs);
+    }
+
+    /// Where minima keep lying beside the line, the older ones move along, so that the slope within them still counts.
+    fn follow_shifts(&mut self) {
+        let last = self.blocks.len().saturating_sub(1);
+        let (Some((at, least)), true) = (self.blocks.back().copied(), self.error.is_finite()) else { return };
+        let known = last.saturating_sub(self.strays.unsigned_abs() as usize);
+        self.slopes.clear();
+        self.slopes.extend(self.blocks.iter().take(known).map(|b| b.1 + self.slope * (at - b.0)));
+        let Some(expected) = median(&mut self.slopes) else { return };
+        let step = least - expected;
+        if step.abs() <= SHIFT.max(SHIFT_SCATTER * self.scatter) {
+            self.strays = 0;
+        } else {
+            let side = if step > 0.0 { 1 } else { -1 };
+            self.strays = if self.strays.signum() == side { self.strays + side } else { side };
+            if self.strays.unsigned_abs() >= SHIFT_TIMES {
+                self.blocks.iter_mut().take(known).for_each(|b| b.1 += step);
+                self.strays = 0;
+            }
+        }
+    }
+
+    /// The median of the slopes between all pairs (Theil and Sen), and its standard error from the scatter about it.
+    fn fit(&mut self) {
         self.slopes.clear();
         for (i, a) in self.blocks.iter().enumerate() {
             for b in self.blocks.iter().skip(i + 1) {
@@ -99,17 +153,29 @@ impl Estimator {
                 }
             }
         }
-        let middle = self.slopes.len() / 2;
-        if let Some((_, median, _)) =
-            (middle < self.slopes.len()).then(|| self.slopes.select_nth_unstable_by(middle, f64::total_cmp))
-        {
-            let limit = MAX_DRIFT_PPM * 1e-6;
-            // Few seconds say little: they are believed in part.
-            let trust = if self.known { 1.0 } else { (self.blocks.len() as f64 / 10.0).min(1.0) };
-            self.slope = (*median * trust).clamp(-limit, limit);
-            self.known |= self.blocks.len() >= 10;
+        let Some(slope) = median(&mut self.slopes) else { return };
+        self.slopes.clear();
+        self.slopes.extend(self.blocks.iter().map(|b| b.1 - slope * b.0));
+        let Some(level) = median(&mut self.slopes) else { return };
+        self.slopes.iter_mut().for_each(|r| *r = (*r - level).abs());
+        let n = self.slopes.len() as f64;
+        // Median absolute deviation to standard deviation; a sample is the least scatter that means anything.
+        self.scatter = 1.5 * median(&mut self.slopes).unwrap_or(0.0).max(1.0);
+        let (Some(first), Some(last)) = (self.blocks.front(), self.blocks.back()) else { return };
+        self.error = self.scatter * 12f64.sqrt() / ((last.0 - first.0).max(1.0) * n.sqrt());
+        let limit = MAX_DRIFT_PPM * 1e-6;
+        if slope.abs() > 2.0 * limit {
+            // No sound card: a queue that grows or drains.
+            (self.slope, self.error) = (0.0, f64::INFINITY);
+        } else {
+            self.slope = slope.clamp(-limit, limit);
         }
     }
+}
+
+fn median(values: &mut [f64]) -> Option<f64> {
+    let middle = values.len() / 2;
+    (middle < values.len()).then(|| *values.select_nth_unstable_by(middle, f64::total_cmp).1)
 }
 
 /// Taps of the interpolation filter.

@@ -29,6 +29,9 @@ pub struct Report {
     pub concealed_ms: u32,
     /// Audio that came out of copies or FEC, in ms.
     pub recovered_ms: u32,
+    /// Packets that came while both their neighbours were lost: many where bursts of loss let some through, hardly any
+    /// where they are outages.
+    pub alone: u32,
 }
 
 impl Report {

@@ -6,7 +6,9 @@
 //!    different lookahead and frame length follow each other in one stream without gap or overlap.
 //! 3. Before frames grow, the packets announce it for [`ANNOUNCE_US`]: the listener makes room first. A new encoder is
 //!    primed with what came before; its first frame is coded without reference to the past.
-//! 4. A packet carries its frame and whole copies of older ones. All packets of one policy are equally long.
+//! 4. A packet carries its frame and whole copies of older ones. Half a frame later another one may follow, with the same
+//!    frame and copies again: one more chance where a burst of loss lets some through. Of each of the two kinds all
+//!    packets of one policy are equally long.
 
 use crate::{
     error::Error,
@@ -44,7 +46,7 @@ pub struct SenderConfig {
     /// Position of the first sample. Default 0; any other only to test the wrap.
     pub start: MediaTime,
     /// Most that one listener's copy of this voice may take on the wire, in kb/s. Default none. The least that is sent is
-    /// about 56 kb/s, whatever is asked.
+    /// about 54 kb/s, whatever is asked.
     pub max_kbps: Option<u32>,
 }
 
@@ -107,6 +109,10 @@ pub struct Sender {
     fresh: bool,
     /// First position not yet sent, counted from the start.
     next: u64,
+    /// End of captured audio at which the extra packet is due.
+    half_due: Option<u64>,
+    /// The span that packets announce.
+    coming: u8,
     sequence: u32,
     sent: VecDeque<Sent>,
     scratch: Vec<f32>,
@@ -142,6 +148,8 @@ impl Sender {
             low_delay: Encoder::new(config.channels, Application::LowDelay)?,
             fresh: true,
             next: 0,
+            half_due: None,
+            coming: 0,
             sequence: 0,
             sent: VecDeque::with_capacity(MAX_COPIES + 1),
             scratch: Vec::with_capacity(Samples::MS_20.interleaved(channels)),
@@ -225,7 +233,11 @@ impl Sender {
 
     /// Writes the next packet into `out`, replacing what it held, or gives `None` where too little was captured for one.
     pub fn poll_packet(&mut self, now: Micros, out: &mut Vec<u8>) -> Option<Encoded> {
-        let coming = self.follow_controller(now);
+        if self.half_due.is_some_and(|due| self.ring.end >= due) {
+            self.half_due = None;
+            return self.write(now, true, out);
+        }
+        self.coming = self.follow_controller(now);
         let lookahead = self.encoder().lookahead();
         let frame = self.policy.frame;
         let backlog = self.ring.end.saturating_sub(self.next + u64::from(lookahead.0));
@@ -257,11 +269,22 @@ impl Sender {
         if was_independent {
             let _ = self.configure(false);
         }
-        let at = self.next;
         self.next += u64::from(frame.0);
         coded.ok()?;
         self.sent.push_back(sent);
 
+        if !self.policy.half.is_empty() {
+            self.half_due = Some(self.next + u64::from(lookahead.0 + frame.0 / 2));
+        }
+        self.write(now, false, out)
+    }
+
+    /// Writes a packet with the newest frame and the copies of a main packet, or of one half a frame later.
+    fn write(&mut self, now: Micros, half: bool, out: &mut Vec<u8>) -> Option<Encoded> {
+        let lookahead = self.encoder().lookahead();
+        let main = self.sent.back()?;
+        let (at, frame) = (main.at, main.frame);
+        let level = self.level?;
         let captured_at = self.ring.captured_at(at);
         let age = now.since(captured_at).saturating_sub(lookahead.as_micros());
         let header = Header {
@@ -273,17 +296,17 @@ impl Sender {
             encode_delay: tens(lookahead.as_micros()),
             level,
             span: self.policy.span(lookahead),
-            coming,
+            coming: self.coming,
         };
-        let main = self.sent.back().map_or(&[][..], |s| &s.opus);
-        let size = HEADER_BYTES + (1 + self.policy.copies.len()) * (FRAME_HEADER_BYTES + main.len());
-        let copies = self.policy.copies.iter().filter_map(|back| {
+        let offsets = if half { &self.policy.half } else { &self.policy.copies };
+        let size = HEADER_BYTES + (1 + offsets.len()) * (FRAME_HEADER_BYTES + main.opus.len());
+        let copies = offsets.iter().filter_map(|back| {
             let distance = u64::from(*back) * u64::from(frame.0);
             let copy =
                 self.sent.iter().find(|s| Some(s.at) == at.checked_sub(distance) && s.frame == frame)?;
             Some(Frame { back: u8::try_from(distance / u64::from(STEP.0)).ok()?, opus: &copy.opus })
         });
-        frame::write(&header, std::iter::once(Frame { back: 0, opus: main }).chain(copies), size, out);
+        frame::write(&header, std::iter::once(Frame { back: 0, opus: &main.opus }).chain(copies), size, out);
         self.sequence = self.sequence.wrapping_add(1);
         self.stats.packets += 1;
         Some(Encoded {
@@ -324,6 +347,7 @@ impl Sender {
                 }
             }
             self.policy = wanted;
+            self.half_due = None;
             self.stats.switches += u64::from(!same_coder);
             self.fresh |= !same_coder;
             let _ = self.configure(self.fresh);
@@ -540,7 +564,7 @@ mod tests {
     #[test]
     fn copies_are_the_very_bytes_of_the_older_packets() {
         let mut sender = Sender::new(SenderConfig::default()).unwrap();
-        let lossy = Report { received: 97, lost: 3, ..Report::default() };
+        let lossy = Report { received: 90, lost: 10, ..Report::default() };
         sender.handle_report(Micros(0), 1, &lossy);
         let packets = run(&mut sender, &mut 0, 1000, |_, _| ());
         let mut checked = 0;

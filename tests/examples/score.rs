@@ -66,7 +66,7 @@ fn run(voice: &[f32], out: &Path, seed: u64, name: &str) -> anyhow::Result<()> {
         "loss": 100.0 * (counts.lost() - before.lost()) as f64 / (counts.sent - before.sent).max(1) as f64,
         "said_ns": said.started_ns,
         "heard_ns": heard.started_ns,
-        "policy": format!("{} ms {:?} {} kb/s {:?}", policy.frame.as_ms(), policy.application, policy.bitrate / 1000, policy.copies),
+        "policy": format!("{} ms {:?} {} kb/s {:?} {:?}", policy.frame.as_ms(), policy.application, policy.bitrate / 1000, policy.copies, policy.half),
     });
     std::fs::write(out.join(format!("{name}-{seed}.json")), json.to_string())?;
     println!("{json}");

@@ -252,7 +252,7 @@ impl End {
             self.next_report += REPORT_EVERY;
             let report = self.receiver.report(self.clock(now));
             let mut packet = vec![KIND_REPORT];
-            packet.extend(serde_json::to_vec(&report).expect("a report is plain numbers"));
+            packet.extend(postcard::to_stdvec(&report).expect("a report is plain numbers"));
             out.handle_packet(now, &packet);
         }
         if now >= self.next_stats {
@@ -281,7 +281,7 @@ impl End {
             // Damaged packets are refused by the engine and counted there.
             Some((&KIND_MEDIA, media)) => drop(self.receiver.handle_packet(self.clock(now), media)),
             Some((&KIND_REPORT, report)) => {
-                if let Ok(report) = serde_json::from_slice::<Report>(report) {
+                if let Ok(report) = postcard::from_bytes::<Report>(report) {
                     self.sender.handle_report(self.clock(now), 1, &report);
                 }
             }

@@ -19,7 +19,7 @@ fn on_a_wire_nothing_is_made_up_and_twenty_milliseconds_are_enough() {
     for name in ["ana", "ben"] {
         let (heard, delay) = (call.heard_by(name), call.mouth_to_ear(name));
         assert_eq!((heard.concealed, heard.silent), (Samples(0), Samples(0)), "{name}");
-        assert!(delay.p50 < 20.0 && delay.p99 < 20.0, "{name}: {delay:?}");
+        assert!(delay.p50 < 15.0 && delay.p95 < 15.0 && delay.max < 25.0, "{name}: {delay:?}");
         assert!(heard.first_audio_ms.is_some_and(|ms| ms < 60.0), "{name}: {:?}", heard.first_audio_ms);
         assert!(heard.loudest > 0.1 && heard.loudest <= 1.0, "{name}: {}", heard.loudest);
     }
@@ -67,15 +67,15 @@ fn a_seed_makes_the_same_call_twice() {
 fn every_link_of_the_table_keeps_its_bounds() {
     // Link, most delay (median and 95th percentile) over the link's own, ms, most missing, percent.
     const BOUNDS: [(&str, f64, f64, f64); 9] = [
-        ("lan", 20.0, 25.0, 0.0),
-        ("metro", 25.0, 30.0, 0.5),
-        ("wan", 32.0, 40.0, 0.7),
-        ("wifi", 110.0, 130.0, 1.5),
-        ("lossy10", 135.0, 150.0, 3.0),
-        ("lossy20", 135.0, 150.0, 5.5),
-        ("lossy30", 140.0, 155.0, 9.0),
-        ("mobile", 230.0, 300.0, 5.0),
-        ("narrow", 280.0, 300.0, 4.0),
+        ("lan", 14.5, 15.0, 0.0),
+        ("metro", 18.0, 20.0, 0.1),
+        ("wan", 29.0, 32.0, 0.3),
+        ("wifi", 88.0, 95.0, 0.6),
+        ("lossy10", 135.0, 145.0, 3.0),
+        ("lossy20", 150.0, 160.0, 4.5),
+        ("lossy30", 155.0, 165.0, 6.0),
+        ("mobile", 210.0, 240.0, 8.0),
+        ("narrow", 140.0, 245.0, 1.0),
     ];
     let mut broken = Vec::new();
     for (name, p50, p95, missing) in BOUNDS {
@@ -124,7 +124,8 @@ fn a_second_of_dead_network_is_a_gap_and_not_a_lag() {
     call.forget("ben");
     call.run_for(10 * S);
     assert!(call.heard_by("ben").missing_pct() < 0.2, "{} %", call.heard_by("ben").missing_pct());
-    call.run_for(20 * S);
+    // A path that was dead for a second is trusted again only after a while.
+    call.run_for(90 * S);
     call.forget("ben");
     call.run_for(5 * S);
     assert!(call.mouth_to_ear("ben").p50 < before + 5.0, "{before} {:?}", call.mouth_to_ear("ben"));

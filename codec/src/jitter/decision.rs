@@ -3,14 +3,14 @@
 
 use crate::drift::MAX_DRIFT_PPM;
 
-/// Speed that steering may add to the drift's own, ppm. Half a percent would be heard in music; this is a tenth of it.
-const MAX_STEER_PPM: f64 = 500.0;
+/// Speed that steering may add to the drift's own, ppm. Half a percent would be heard in music; this is a fifth of it.
+const MAX_STEER_PPM: f64 = 1_000.0;
 /// Steering per sample of error: 1 ms of error is steered at 150 ppm.
 const STEER_PPM_PER_SAMPLE: f64 = 150.0 / 48.0;
 /// Too much delay is cut out from here on, in samples.
-const SHORTEN_ABOVE: f64 = 168.0;
-/// Too little is put in from here on. Less than any margin, since beyond the margin frames are late.
-const LENGTHEN_ABOVE: f64 = 20.0;
+const SHORTEN_ABOVE: f64 = 288.0;
+/// Too little is put in from here on. Below, steering is soon there.
+const LENGTHEN_ABOVE: f64 = 48.0;
 /// A period of most voices; too little delay may become too much by that.
 const LENGTHEN_AT_LEAST: f64 = 480.0;
 /// Far too much delay: after a bad time it must be gone within two seconds.
@@ -102,9 +102,10 @@ mod tests {
     fn small_errors_are_steered_and_large_ones_cut_or_filled() {
         let decision = Decision::default();
         assert_eq!(decision.step(0, 100.0), Step::Keep);
+        assert_eq!(decision.step(0, -40.0), Step::Keep);
         assert!(speed(0.0, 48.0) > 1.0001 && speed(0.0, 48.0) < 1.0002);
         assert_eq!(decision.step(0, 480.0), Step::Shorten { most: 480, force: false });
-        assert_eq!(decision.step(0, -30.0), Step::Lengthen { most: 480, force: false });
+        assert_eq!(decision.step(0, -60.0), Step::Lengthen { most: 480, force: false });
         assert_eq!(decision.step(0, -700.0), Step::Lengthen { most: 700, force: false });
         assert!(speed(-300e-6, 0.0) > 1.00029, "a fast speaker is played faster");
     }

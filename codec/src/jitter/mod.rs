@@ -21,7 +21,7 @@ pub struct JitterConfig {
     pub ceiling: Samples,
     /// Delay at the start, before anything is known. Default 10 ms. Less risks a stutter in the first second.
     pub start: Samples,
-    /// Added to what the arrivals ask for. Default 1 ms. Zero lets every new record in lateness be heard.
+    /// Added to what the arrivals ask for. Default 0.5 ms. Zero lets every new record in lateness be heard.
     pub margin: Samples,
 }
 
@@ -31,7 +31,7 @@ impl Default for JitterConfig {
             floor: Samples::ZERO,
             ceiling: Samples::from_ms(200),
             start: Samples::MS_10,
-            margin: Samples(48),
+            margin: Samples(24),
         }
     }
 }

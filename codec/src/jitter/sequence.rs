@@ -32,6 +32,8 @@ pub struct Counts {
     pub duplicates: u64,
     /// Runs of lost packets by length.
     pub bursts: [u64; BURST_BUCKETS],
+    /// Packets that came between two lost ones.
+    pub alone: u64,
 }
 
 /// One speaker's packet numbers.
@@ -41,13 +43,23 @@ pub struct Sequence {
     newest: Option<i64>,
     judged: i64,
     run: u32,
+    /// Packets in a row that came since the last lost one.
+    came: u32,
     old: u32,
     counts: Counts,
 }
 
 impl Default for Sequence {
     fn default() -> Self {
-        Self { seen: vec![0; 16], newest: None, judged: 0, run: 0, old: 0, counts: Counts::default() }
+        Self {
+            seen: vec![0; 16],
+            newest: None,
+            judged: 0,
+            run: 0,
+            came: u32::MAX,
+            old: 0,
+            counts: Counts::default(),
+        }
     }
 }
 
@@ -111,6 +123,7 @@ impl Sequence {
         self.newest = Some(number);
         self.judged = number;
         self.run = 0;
+        self.came = u32::MAX;
         self.old = 0;
         self.counts.received = self.counts.received.saturating_add(1);
     }
@@ -119,7 +132,12 @@ impl Sequence {
         while self.judged < until {
             if self.is_seen(self.judged) {
                 self.close_run();
+                self.came = self.came.saturating_add(1);
             } else {
+                if self.came == 1 {
+                    self.counts.alone = self.counts.alone.saturating_add(1);
+                }
+                self.came = 0;
                 self.counts.lost = self.counts.lost.saturating_add(1);
                 self.run = self.run.saturating_add(1);
             }

@@ -1,9 +1,12 @@
-//! How much delay the path needs: a high quantile of the availability of what came in the last seconds.
+//! How much delay the path needs: where one more millisecond costs the ear more than the frames that it would save.
 //!
 //! Availability is kept less the speaker's own span (frame and lookahead), so that a change of frame length changes the
 //! target at once; and it is moved along with the drift. A frame that only a copy brought counts as of when the copy
-//! came, so the target follows what the copies in use need. A lone stall of the path is no reason to lag: it is left out
-//! until it becomes a habit.
+//! came, so the target follows what the copies in use bring, and when. A lone stall of the path is no reason to lag: it
+//! is left out until it becomes a habit.
+//!
+//! What was chosen is kept until another choice is clearly better: at once where that is more delay, after quiet seconds
+//! where it is less. Each move is heard a little, so a target that swings costs more than one that is too high.
 
 use super::JitterConfig;
 use crate::{
@@ -15,14 +18,32 @@ use std::collections::VecDeque;
 /// Arrivals remembered.
 pub const MAX_ARRIVALS: usize = 4_096;
 /// The target is taken from this time, in samples.
-const WINDOW: i64 = 10 * SAMPLE_RATE as i64;
-/// Lateness of the newest is looked at over this time too, with a lower quantile: an increase shows here first.
+const WINDOW: i64 = 20 * SAMPLE_RATE as i64;
+/// The present level of the path is the least lateness of this time.
 const RECENT: i64 = SAMPLE_RATE as i64;
-/// Share of arrivals, in 1/1000, that may be late.
-const LATE_OF_WINDOW: usize = 2;
-const LATE_OF_RECENT: usize = 20;
-/// The same for the spread that is shown.
+/// Fewer arrivals than this in that time say nothing of it.
+const LEAST_RECENT: usize = 20;
+/// A second whose fastest packet lies so far from the present level, beyond the present spread, was another path, or a queue
+/// that has gone.
+const OTHER_LEVEL: i64 = 15 * 48;
+/// Share of arrivals, in 1/1000, beyond the spread that is shown.
 const LATE_OF_JITTER: usize = 50;
+/// What missing sound costs, in ms of delay, times the square root of its share in percent: measured by PESQ, the first
+/// missing frames hurt most, and low-delay frames three times as much as speech frames, whose gaps are filled better.
+const COST_FRAGILE: f64 = 140.0;
+const COST_SPEECH: f64 = 100.0;
+/// Share in percent below which more hardly counts: the odd frame in a minute.
+const HARMLESS: f64 = 0.005;
+/// A greater delay must save so much of that cost, in ms.
+const WORTH_RAISING_FRAGILE: f64 = 3.0;
+const WORTH_RAISING_SPEECH: f64 = 10.0;
+/// A lower one must be lower by so much, and be wanted for so long.
+const WORTH_LOWERING: i64 = 72;
+const LOWER_AFTER_FRAGILE: i64 = 8 * SAMPLE_RATE as i64;
+const LOWER_AFTER_SPEECH: i64 = 15 * SAMPLE_RATE as i64;
+/// A far lower one is taken sooner: a queue has drained, or another path is in use.
+const FAR_LOWER: i64 = 40 * 48;
+const FAR_LOWER_AFTER: i64 = SAMPLE_RATE as i64;
 /// Lateness beyond the present need that makes a stall.
 const STALL: i64 = 25 * 48;
 /// A stall is over when lateness is back within this.
@@ -33,15 +54,18 @@ const STALL_ENDS: i64 = 300 * 48;
 const HABIT: usize = 3;
 const HABIT_WINDOW: i64 = 15 * SAMPLE_RATE as i64;
 /// Until this much was seen of the path, the delay of the start is kept.
-const KNOWN_AFTER: i64 = SAMPLE_RATE as i64;
-/// The target is worked out anew after so many samples.
-const EVERY: i64 = 40 * 48;
+const KNOWN_AFTER: i64 = SAMPLE_RATE as i64 / 2;
+/// The target is worked out anew after so many samples, and sooner where something came late.
+const EVERY: i64 = 250 * 48;
+const EVERY_LATE: i64 = 40 * 48;
+const STEP: i64 = Samples::MS_2_5.0 as i64;
 
 #[derive(Debug, Clone, Copy)]
 struct Came {
     pulled: i64,
     lateness: i64,
     back: u8,
+    steps: u8,
 }
 
 impl Came {
@@ -51,12 +75,32 @@ impl Came {
     }
 }
 
+/// A frame that came for the first time.
+#[derive(Debug, Clone, Copy)]
+pub struct FirstSight {
+    /// Its availability less the speaker's span.
+    pub lateness: i64,
+    /// How many steps before its packet's main frame it lies.
+    pub back: u8,
+    /// Its length.
+    pub duration: Samples,
+}
+
+/// How the voice is sent at present.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// How many steps back the copies lie that packets carry.
+    pub reach: u8,
+    /// Whether gaps in it are filled badly: not coded as speech.
+    pub fragile: bool,
+}
+
 /// The state of the path, in samples, less the speaker's span; see [`Target::need`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
     /// Availability of the fastest.
     pub base: i64,
-    /// Offset at which nearly all are in time.
+    /// Offset at which to play.
     pub offset: i64,
     /// 95th percentile less the minimum.
     pub jitter: i64,
@@ -67,9 +111,15 @@ pub struct Need {
 pub struct Target {
     config: JitterConfig,
     came: VecDeque<Came>,
-    sorted: Vec<i64>,
+    sorted: Vec<(i64, u8)>,
     need: Option<Need>,
+    /// The offset chosen, without margin, and when it was true.
+    held: Option<(i64, i64)>,
+    /// Since when less is wanted, and the most of it.
+    lower: Option<(i64, i64)>,
+    manner: Manner,
     worked_out: i64,
+    came_late: bool,
     began: Option<i64>,
     stall: Option<i64>,
     stalls: VecDeque<i64>,
@@ -84,7 +134,11 @@ impl Target {
             came: VecDeque::with_capacity(MAX_ARRIVALS),
             sorted: Vec::with_capacity(MAX_ARRIVALS),
             need: None,
+            held: None,
+            lower: None,
+            manner: Manner::default(),
             worked_out: i64::MIN,
+            came_late: false,
             began: None,
             stall: None,
             stalls: VecDeque::with_capacity(16),
@@ -95,57 +149,83 @@ impl Target {
     pub fn start_afresh(&mut self) {
         self.came.clear();
         self.need = None;
+        self.held = None;
+        self.lower = None;
         self.stall = None;
         self.began = None;
         self.worked_out = i64::MIN;
     }
 
-    /// A frame came for the first time when `pulled` samples had been pulled. `lateness` is its availability less the
-    /// span; `back` how many steps before its packet's main frame it lies.
-    pub fn insert(&mut self, pulled: i64, lateness: i64, back: u8) {
+    /// A frame came for the first time when `pulled` samples had been pulled.
+    pub fn insert(&mut self, pulled: i64, frame: FirstSight) {
         self.began.get_or_insert(pulled);
-        if self.is_stall(pulled, lateness, back) {
+        self.came_late |= self.need.is_some_and(|need| frame.lateness > need.offset);
+        if self.is_stall(pulled, frame.lateness, frame.back) {
             return;
         }
         if self.came.len() == MAX_ARRIVALS {
             self.came.pop_front();
         }
-        self.came.push_back(Came { pulled, lateness, back });
+        let steps = u8::try_from(i64::from(frame.duration.0) / STEP).unwrap_or(u8::MAX);
+        self.came.push_back(Came { pulled, lateness: frame.lateness, back: frame.back, steps });
     }
 
-    /// What the path needs now. `slope` is the drift in samples per sample, `reach` how many steps back the copies lie
-    /// that packets carry at present.
-    pub fn need(&mut self, pulled: i64, slope: f64, reach: u8) -> Option<Need> {
-        if pulled.saturating_sub(self.worked_out) < EVERY {
+    /// What the path needs now. `slope` is the drift in samples per sample.
+    pub fn need(&mut self, pulled: i64, slope: f64, manner: Manner) -> Option<Need> {
+        let every = if self.came_late || manner != self.manner { EVERY_LATE } else { EVERY };
+        if pulled.saturating_sub(self.worked_out) < every {
             return self.need;
         }
         self.worked_out = pulled;
+        self.came_late = false;
         while self.came.front().is_some_and(|c| pulled - c.pulled > WINDOW) {
             self.came.pop_front();
         }
-        let (mut base, mut base_now) = (i64::MAX, i64::MAX);
-        for came in self.came.iter().filter(|c| c.back == 0) {
-            let age = pulled - came.pulled;
-            let lateness = came.moved(age, slope);
-            base = base.min(lateness);
-            base_now = if age <= RECENT { base_now.min(lateness) } else { base_now };
+        let first = self.came.front()?.pulled;
+        let lateness = |came: &Came| came.moved(pulled - came.pulled, slope);
+        let recent = self.came.iter().rev().take_while(|c| pulled - c.pulled <= RECENT);
+        let (few, base_now, most) = recent.fold((0, i64::MAX, i64::MIN), |(n, least, most), c| {
+            (n + 1, least.min(lateness(c)), most.max(lateness(c)))
+        });
+        let level = (few >= LEAST_RECENT).then_some(base_now);
+        let spread =
+            most.saturating_sub(base_now).saturating_mul(2).saturating_add(OTHER_LEVEL).unsigned_abs();
+        self.sorted.clear();
+        let (mut base, mut known, mut expected, mut at) = (i64::MAX, 0, (pulled - first) / STEP, 0);
+        let mut changed = false;
+        while let Some(begins) = self.came.get(at).map(|c| c.pulled) {
+            let second = |c: &&Came| c.pulled - begins < RECENT;
+            let least = self.came.range(at..).take_while(second).map(lateness).min().unwrap_or(i64::MAX);
+            let is_other = level.is_some_and(|level| least.abs_diff(level) > spread);
+            for came in self.came.range(at..).take_while(second) {
+                at += 1;
+                if !is_other && came.back <= manner.reach {
+                    self.sorted.push((lateness(came), came.steps));
+                    known += i64::from(came.steps);
+                }
+            }
+            if is_other {
+                changed = true;
+                expected -= RECENT / STEP;
+            } else {
+                base = base.min(least);
+            }
         }
-        if base == i64::MAX {
+        if self.sorted.is_empty() {
             return None;
         }
-        if base_now == i64::MAX {
-            base_now = base;
-        }
-        let long = self.quantile(pulled, WINDOW, slope, reach, LATE_OF_WINDOW)?;
-        let jitter = self.quantile(pulled, WINDOW, slope, 0, LATE_OF_JITTER)?;
-        let recent = self.quantile(pulled, RECENT, slope, reach, LATE_OF_RECENT).unwrap_or(long);
-        let wanted = long.max(recent) + i64::from(self.config.margin.0) + LEAD as i64;
+        let base_now = level.unwrap_or(base);
+        self.sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let jitter = self.sorted.get(self.sorted.len() * LATE_OF_JITTER / 1000).map_or(0, |s| s.0 - base);
+        let expected = expected.max(known);
+        let ceiling = base_now + i64::from(self.config.ceiling.0);
+        let chosen = self.choose(pulled, slope, manner, Seen { expected, known, base, ceiling, changed });
         let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
         let floor = if is_known { self.config.floor.0 } else { self.start().0 };
+        let wanted = chosen + i64::from(self.config.margin.0) + LEAD as i64;
         // The ceiling stands on what comes now: a path that has just become longer by more than that is still heard.
-        let ceiling = i64::from(self.config.ceiling.0);
-        let offset = wanted.clamp(base + i64::from(floor).min(ceiling), base_now + ceiling);
-        self.need = Some(Need { base, offset, jitter: jitter - base });
+        let floor = base + i64::from(floor.min(self.config.ceiling.0));
+        self.need = Some(Need { base, offset: wanted.clamp(floor, ceiling.max(floor)), jitter });
         self.need
     }
 
@@ -161,22 +241,58 @@ impl Target {
         Samples(self.config.start.0.max(self.config.floor.0).min(self.config.ceiling.0))
     }
 
-    /// Lateness that all but `beyond` in 1000 keep, of frames that came within `window` and lie no further back than
-    /// `reach`.
-    fn quantile(&mut self, pulled: i64, window: i64, slope: f64, reach: u8, beyond: usize) -> Option<i64> {
-        self.sorted.clear();
-        for came in self.came.iter().rev() {
-            let age = pulled - came.pulled;
-            if age > window {
-                break;
+    /// The offset to keep to, given what is in `sorted`.
+    fn choose(&mut self, pulled: i64, slope: f64, manner: Manner, seen: Seen) -> i64 {
+        let (weight, worth, patience) = if manner.fragile {
+            (COST_FRAGILE, WORTH_RAISING_FRAGILE, LOWER_AFTER_FRAGILE)
+        } else {
+            (COST_SPEECH, WORTH_RAISING_SPEECH, LOWER_AFTER_SPEECH)
+        };
+        let cost = |offset: i64, missing: i64| {
+            let percent = 100.0 * missing as f64 / seen.expected.max(1) as f64;
+            offset as f64 / 48.0 + weight * ((percent + HARMLESS).sqrt() - HARMLESS.sqrt())
+        };
+        let held = self.held.map(|(offset, at)| offset + (slope * (pulled - at) as f64) as i64);
+        let mut missing = seen.expected - seen.known;
+        let mut best = (f64::INFINITY, seen.ceiling);
+        let mut of_held = None;
+        for (lateness, steps) in &self.sorted {
+            if of_held.is_none() && held.is_some_and(|held| *lateness <= held) {
+                of_held = held.map(|held| cost(held, missing));
             }
-            if came.back <= reach {
-                self.sorted.push(came.moved(age, slope));
+            let price = cost(*lateness, missing);
+            if price < best.0 && *lateness <= seen.ceiling {
+                best = (price, *lateness);
             }
+            missing += i64::from(*steps);
         }
-        let last = self.sorted.len().checked_sub(1)?;
-        let at = last - (self.sorted.len() * beyond / 1000).min(last);
-        Some(*self.sorted.select_nth_unstable(at).1)
+        let Some(held) = held else { return self.hold(pulled, best.1) };
+        let of_held = of_held.unwrap_or_else(|| cost(held, missing));
+        // Where copies begin to reach further back, room is made for them before the first is needed.
+        let was = std::mem::replace(&mut self.manner, manner);
+        if manner.reach > was.reach {
+            let middle = self.sorted.get(self.sorted.len() / 2).map_or(held, |s| s.0);
+            let level = (seen.base + middle) / 2;
+            let room = (level + i64::from(manner.reach) * STEP).min(seen.ceiling);
+            return self.hold(pulled, held.max(room).max(best.1));
+        }
+        if best.1 > held && of_held - best.0 > worth || held > seen.ceiling {
+            return self.hold(pulled, best.1);
+        }
+        if best.1 > held - WORTH_LOWERING {
+            self.lower = None;
+            return held;
+        }
+        let (since, most) = self.lower.map_or((pulled, best.1), |(at, most)| (at, most.max(best.1)));
+        self.lower = Some((since, most));
+        let after = if seen.changed && most < held - FAR_LOWER { FAR_LOWER_AFTER } else { patience };
+        if pulled - since >= after { self.hold(pulled, most.min(held)) } else { held }
+    }
+
+    fn hold(&mut self, pulled: i64, offset: i64) -> i64 {
+        self.held = Some((offset, pulled));
+        self.lower = None;
+        offset
     }
 
     fn is_stall(&mut self, pulled: i64, lateness: i64, back: u8) -> bool {
@@ -202,10 +318,28 @@ impl Target {
     }
 }
 
+/// Steps of sound that should have come, that did; the least lateness, and the most offset that is allowed.
+struct Seen {
+    expected: i64,
+    known: i64,
+    base: i64,
+    ceiling: i64,
+    /// Some of it was left out, as of another path.
+    changed: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rand::{Rng, SeedableRng};
+
+    fn came(lateness: i64, back: u8) -> FirstSight {
+        FirstSight { lateness, back, duration: Samples::MS_5 }
+    }
+
+    fn manner(reach: u8) -> Manner {
+        Manner { reach, fragile: true }
+    }
 
     fn target() -> Target {
         Target::new(JitterConfig { margin: Samples(0), ..JitterConfig::default() })
@@ -215,9 +349,9 @@ mod tests {
     fn a_steady_path_needs_no_more_than_its_own_delay() {
         let mut target = target();
         for i in 0..1000 {
-            target.insert(i * 240, 700 + (i % 2) * 120, 0);
+            target.insert(i * 240, came(700 + (i % 2) * 120, 0));
         }
-        let need = target.need(240_000, 0.0, 0).unwrap();
+        let need = target.need(240_000, 0.0, manner(0)).unwrap();
         assert_eq!((need.base, need.offset - LEAD as i64), (700, 820));
     }
 
@@ -226,15 +360,16 @@ mod tests {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(3);
         let mut target = target();
         for i in 0..2000 {
-            target.insert(i * 240, 700 + random.random_range(0..960), 0);
+            target.insert(i * 240, came(700 + random.random_range(0..960), 0));
         }
-        let need = target.need(480_000, 0.0, 0).unwrap();
+        let need = target.need(480_000, 0.0, manner(0)).unwrap();
         assert!((1600..1700).contains(&need.offset), "{need:?}");
         assert!((880..960).contains(&need.jitter), "{need:?}");
-        for i in 2000..4100 {
-            target.insert(i * 240, 700, 0);
+        for i in 2000..8000 {
+            target.insert(i * 240, came(700, 0));
+            target.need(i * 240, 0.0, manner(0));
         }
-        assert_eq!(target.need(4100 * 240, 0.0, 0).unwrap().offset, 700 + LEAD as i64);
+        assert_eq!(target.need(8000 * 240, 0.0, manner(0)).unwrap().offset, 700 + LEAD as i64);
     }
 
     #[test]
@@ -242,10 +377,12 @@ mod tests {
         let mut target = target();
         for i in 0..1000 {
             let (late, back) = if i % 10 == 0 { (960 * 2, 16) } else { (0, 0) };
-            target.insert(i * 240, 700 + late, back);
+            target.insert(i * 240, came(700 + late, back));
         }
-        assert_eq!(target.need(240_000, 0.0, 16).unwrap().offset, 700 + 1920 + LEAD as i64);
-        assert_eq!(target.need(242_000, 0.0, 0).unwrap().offset, 700 + LEAD as i64);
+        assert_eq!(target.need(240_000, 0.0, manner(16)).unwrap().offset, 700 + 1920 + LEAD as i64);
+        target.need(242_000, 0.0, manner(0));
+        let later = 255_000 + LOWER_AFTER_FRAGILE;
+        assert_eq!(target.need(later, 0.0, manner(0)).unwrap().offset, 700 + LEAD as i64);
     }
 
     #[test]
@@ -255,17 +392,18 @@ mod tests {
         let mut run = |target: &mut Target, packets: i64, late: i64| {
             for _ in 0..packets {
                 at += 240;
-                target.insert(at, 700 + late, 0);
-                target.need(at, 0.0, 0);
+                target.insert(at, came(700 + late, 0));
+                target.need(at, 0.0, manner(0));
             }
-            target.need(at, 0.0, 0).unwrap().offset - 700 - LEAD as i64
+            target.need(at, 0.0, manner(0)).unwrap().offset - 700 - LEAD as i64
         };
         run(&mut target, 800, 0);
-        run(&mut target, 20, 9600);
+        run(&mut target, 20, 2400);
         assert_eq!(run(&mut target, 200, 0), 0);
-        run(&mut target, 20, 9600);
+        run(&mut target, 20, 2400);
         run(&mut target, 200, 0);
-        assert!(run(&mut target, 20, 9600) > 4800);
+        let provided = run(&mut target, 60, 2400);
+        assert!(provided > 1200, "{provided}");
         let mut target = super::tests::target();
         run(&mut target, 800, 0);
         assert_eq!(run(&mut target, 120, 2400), 2400);
@@ -275,9 +413,9 @@ mod tests {
     fn drift_moves_what_was_learnt_along_with_it() {
         let mut target = target();
         for i in 0..1000i64 {
-            target.insert(i * 240, 700 + i * 240 / 2000, 0);
+            target.insert(i * 240, came(700 + i * 240 / 2000, 0));
         }
-        let need = target.need(240_000, 1.0 / 2000.0, 0).unwrap();
+        let need = target.need(240_000, 1.0 / 2000.0, manner(0)).unwrap();
         assert!((need.offset - LEAD as i64 - 820).abs() <= 2, "{need:?}");
         assert!((need.base - 820).abs() <= 2, "{need:?}");
     }

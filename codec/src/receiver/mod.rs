@@ -20,8 +20,8 @@ use crate::{
         JitterConfig,
         decision::Decision,
         packets::{MAX_DISTANCE, Offer, Packets, Trace},
-        sequence::{Number, Sequence},
-        target::{Need, Target},
+        sequence::{Counts, Number, Sequence},
+        target::{FirstSight, Manner, Need, Target},
     },
     ledger::Ledger,
     levels::{Dbov, Meter},
@@ -40,6 +40,8 @@ const STEP: i64 = Samples::MS_2_5.0 as i64;
 const LOST_TOUCH: i64 = 500 * 48;
 /// FEC counts as in use for so long after it was seen.
 const FEC_IN_USE: i64 = 5 * SAMPLE_RATE as i64;
+/// Copies count as in use for so long after the last that reached back so far.
+const REACH_IN_USE: i64 = SAMPLE_RATE as i64;
 /// Packets far off that agree with each other before the stream starts anew.
 const STRAYS: u32 = 4;
 /// Frames whose moment of play is still to come; more are not entered in the ledger.
@@ -140,7 +142,7 @@ pub struct Receiver {
     meter: Meter,
     totals: Totals,
     reported: Totals,
-    reported_bursts: [u64; crate::report::BURST_BUCKETS],
+    reported_counts: Counts,
     shown: Totals,
 }
 
@@ -154,6 +156,8 @@ struct Stream {
     span: u8,
     coming: u8,
     reach: u8,
+    /// When a packet reached back so far last: not every packet does.
+    reach_seen: i64,
     duration: Samples,
     speech_mode: bool,
     late_since: Option<i64>,
@@ -194,7 +198,7 @@ impl Receiver {
             meter: Meter::default(),
             totals: Totals::default(),
             reported: Totals::default(),
-            reported_bursts: [0; crate::report::BURST_BUCKETS],
+            reported_counts: Counts::default(),
             shown: Totals::default(),
         })
     }
@@ -279,17 +283,19 @@ impl Receiver {
     pub fn report(&mut self, _now: Micros) -> Report {
         let totals = self.totals();
         let before = std::mem::replace(&mut self.reported, totals);
-        let bursts = self.sequence.counts().bursts;
-        let bursts_before = std::mem::replace(&mut self.reported_bursts, bursts);
+        let counts = self.sequence.counts();
+        let counts_before = std::mem::replace(&mut self.reported_counts, counts);
         let mut report = Report {
             received: since(totals.packets, before.packets),
             lost: since(totals.lost, before.lost),
             late: since(totals.late, before.late),
             concealed_ms: since(totals.concealed_samples, before.concealed_samples) / 48,
             recovered_ms: since(totals.recovered_samples, before.recovered_samples) / 48,
+            alone: since(counts.alone, counts_before.alone),
             ..Report::default()
         };
-        for ((bucket, now), before) in report.bursts.iter_mut().zip(bursts).zip(bursts_before) {
+        let bursts = counts.bursts.into_iter().zip(counts_before.bursts);
+        for (bucket, (now, before)) in report.bursts.iter_mut().zip(bursts) {
             *bucket = u16::try_from(now.saturating_sub(before)).unwrap_or(u16::MAX);
         }
         if let (Some(need), Some(stream)) = (self.target.last(), &self.stream) {
@@ -358,6 +364,7 @@ impl Receiver {
             span: 0,
             coming: 0,
             reach: 0,
+            reach_seen: self.pulled,
             duration: main.duration,
             speech_mode: main.speech_mode,
             late_since: None,
@@ -392,7 +399,8 @@ impl Receiver {
         if main.has_fec && !self.packets.knows(at - length) {
             // A packet with FEC is a copy of the frame before it, should that be missing.
             let lateness = pulled - (at - length) - span_samples(header.span) as i64;
-            self.target.insert(pulled, lateness, (length / STEP) as u8);
+            let back = (length / STEP) as u8;
+            self.target.insert(pulled, FirstSight { lateness, back, duration: main.duration });
         }
         if let Some(stream) = &mut self.stream {
             stream.last_arrival = pulled;
@@ -405,7 +413,10 @@ impl Receiver {
             if at >= stream.at {
                 (stream.at, stream.wire) = (at, header.media_time);
                 (stream.span, stream.coming) = (header.span, header.coming);
-                (stream.reach, stream.duration) = (reach, main.duration);
+                stream.duration = main.duration;
+                if reach >= stream.reach || pulled - stream.reach_seen > REACH_IN_USE {
+                    (stream.reach, stream.reach_seen) = (reach, pulled);
+                }
             }
         }
     }
@@ -434,7 +445,8 @@ impl Receiver {
             let offer = self.packets.offer(start, stream.decoded, info, is_copy, trace, frame.opus);
             if matches!(offer, Offer::Kept | Offer::Late(_)) {
                 let lateness = self.pulled - start - span_samples(header.span) as i64;
-                self.target.insert(self.pulled, lateness, frame.back);
+                self.target
+                    .insert(self.pulled, FirstSight { lateness, back: frame.back, duration: info.duration });
             }
             match offer {
                 Offer::Kept if is_copy => repaired = true,
@@ -480,6 +492,12 @@ impl Receiver {
     fn totals(&self) -> Totals {
         let counts = self.sequence.counts();
         Totals { packets: counts.received, lost: counts.lost, duplicates: counts.duplicates, ..self.totals }
+    }
+}
+
+impl Stream {
+    fn manner(&self) -> Manner {
+        Manner { reach: self.reach, fragile: !self.speech_mode }
     }
 }
 

@@ -29,7 +29,7 @@ impl Receiver {
         let slope = self.estimator.slope();
         let mut step = 1.0 - slope;
         let mut wanted = None;
-        if let Some(need) = self.target.need(self.pulled, slope, stream.reach) {
+        if let Some(need) = self.target.need(self.pulled, slope, stream.manner()) {
             let goal = goal(&need, &stream);
             wanted = Some(goal);
             self.stretch(self.offset(&stream) - goal);

@@ -194,6 +194,8 @@ pub struct Sending {
     pub dred_ms: u16,
     /// How many frames back each copy lies.
     pub copies: Vec<u8>,
+    /// The same for the extra packet half a frame later; empty where there is none.
+    pub half_step_copies: Vec<u8>,
 }
 
 impl From<&hallway_codec::Policy> for Sending {
@@ -207,6 +209,7 @@ impl From<&hallway_codec::Policy> for Sending {
             loss_pct: policy.loss_perc,
             dred_ms: policy.dred_ms,
             copies: policy.copies.clone(),
+            half_step_copies: policy.half.clone(),
         }
     }
 }
@@ -396,6 +399,7 @@ mod tests {
             loss_perc: 10,
             dred_ms: 0,
             copies: vec![2],
+            half: vec![1],
         }
     }
 

@@ -148,7 +148,7 @@ impl Grade {
     fn entered_at(loss: f64, bursty: bool) -> Self {
         match loss {
             l if l >= 0.33 => Self::Bad,
-            l if l >= 0.035 || bursty && l >= 0.007 => Self::Lossy,
+            l if l >= 0.05 || bursty && l >= 0.007 => Self::Lossy,
             l if l >= 0.006 => Self::Light,
             _ => Self::Clean,
         }
@@ -158,7 +158,8 @@ impl Grade {
     fn left_below(self) -> f64 {
         match self {
             Self::Clean => 0.0,
-            Self::Light | Self::Lossy => 0.002,
+            Self::Light => 0.002,
+            Self::Lossy => 0.03,
             Self::Bad => 0.15,
         }
     }
@@ -294,7 +295,7 @@ impl Peer {
                 self.memory.length = if again { (length * 2).min(LONGEST_MEMORY) } else { 1 };
             }
             self.grade = entered;
-        } else if loss < self.grade.left_below() {
+        } else if loss < self.grade.left_below() && entered < self.grade {
             self.grade = entered;
             if entered == Grade::Clean {
                 self.memory.became_clean = Some(now);

@@ -1,4 +1,4 @@
-//! Writes what was said and what was heard over links of the table, under virtual time, to be scored by `scripts/score`.
+//! Writes what was said and what was heard over links of the table, under virtual time, to be scored by PESQ and the like.
 //!
 //! `score VOICE.wav OUT-DIRECTORY SEED.. -- PROFILE..`: the voice is mono, 48 kHz. For each profile and seed it is said twice,
 //! the second time is written: `PROFILE-SEED.said.wav`, `PROFILE-SEED.heard.wav` and `PROFILE-SEED.json`.

@@ -490,7 +490,7 @@ fn plans(profile: Profile, grade: Grade) -> &'static [Plan] {
         ],
         (Profile::Talk, Grade::Lossy) => &[
             (MS_20, Voip, 16, false, &[1, 2, 3, 4], &[1, 2, 3, 4]),
-            (MS_20, Voip, 28, false, &[1, 2, 3, 4], &[]),
+            (MS_20, Voip, 26, false, &[1, 2, 3, 4], &[]),
             (MS_20, Voip, 20, false, &[1, 2, 3, 4], &[]),
             (MS_20, Voip, 16, false, &[1, 2, 3, 4], &[]),
             (MS_20, Voip, 16, false, &[2, 4], &[]),

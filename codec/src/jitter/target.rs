@@ -44,6 +44,7 @@ const LOWER_AFTER_SPEECH: i64 = 15 * SAMPLE_RATE as i64;
 /// A far lower one is taken sooner: a queue has drained, or another path is in use.
 const FAR_LOWER: i64 = 40 * 48;
 const FAR_LOWER_AFTER: i64 = SAMPLE_RATE as i64;
+const CHANGED_FOR: i64 = 5 * SAMPLE_RATE as i64;
 /// Lateness beyond the present need that makes a stall.
 const STALL: i64 = 25 * 48;
 /// A stall is over when lateness is back within this.
@@ -118,6 +119,8 @@ pub struct Target {
     /// Since when less is wanted, and the most of it.
     lower: Option<(i64, i64)>,
     manner: Manner,
+    /// When arrivals of another level of the path were forgotten last.
+    changed: Option<i64>,
     worked_out: i64,
     came_late: bool,
     began: Option<i64>,
@@ -137,6 +140,7 @@ impl Target {
             held: None,
             lower: None,
             manner: Manner::default(),
+            changed: None,
             worked_out: i64::MIN,
             came_late: false,
             began: None,
@@ -181,43 +185,24 @@ impl Target {
         while self.came.front().is_some_and(|c| pulled - c.pulled > WINDOW) {
             self.came.pop_front();
         }
+        let base_now = self.forget_other_levels(pulled, slope);
         let first = self.came.front()?.pulled;
-        let lateness = |came: &Came| came.moved(pulled - came.pulled, slope);
-        let recent = self.came.iter().rev().take_while(|c| pulled - c.pulled <= RECENT);
-        let (few, base_now, most) = recent.fold((0, i64::MAX, i64::MIN), |(n, least, most), c| {
-            (n + 1, least.min(lateness(c)), most.max(lateness(c)))
-        });
-        let level = (few >= LEAST_RECENT).then_some(base_now);
-        let spread =
-            most.saturating_sub(base_now).saturating_mul(2).saturating_add(OTHER_LEVEL).unsigned_abs();
+        let (mut base, mut known) = (i64::MAX, 0);
         self.sorted.clear();
-        let (mut base, mut known, mut expected, mut at) = (i64::MAX, 0, (pulled - first) / STEP, 0);
-        let mut changed = false;
-        while let Some(begins) = self.came.get(at).map(|c| c.pulled) {
-            let second = |c: &&Came| c.pulled - begins < RECENT;
-            let least = self.came.range(at..).take_while(second).map(lateness).min().unwrap_or(i64::MAX);
-            let is_other = level.is_some_and(|level| least.abs_diff(level) > spread);
-            for came in self.came.range(at..).take_while(second) {
-                at += 1;
-                if !is_other && came.back <= manner.reach {
-                    self.sorted.push((lateness(came), came.steps));
-                    known += i64::from(came.steps);
-                }
-            }
-            if is_other {
-                changed = true;
-                expected -= RECENT / STEP;
-            } else {
-                base = base.min(least);
-            }
+        for came in self.came.iter().filter(|c| c.back <= manner.reach) {
+            let lateness = came.moved(pulled - came.pulled, slope);
+            base = base.min(lateness);
+            known += i64::from(came.steps);
+            self.sorted.push((lateness, came.steps));
         }
         if self.sorted.is_empty() {
             return None;
         }
-        let base_now = level.unwrap_or(base);
+        let base_now = base_now.unwrap_or(base);
         self.sorted.sort_unstable_by(|a, b| b.cmp(a));
         let jitter = self.sorted.get(self.sorted.len() * LATE_OF_JITTER / 1000).map_or(0, |s| s.0 - base);
-        let expected = expected.max(known);
+        let expected = known.max((pulled - first) / STEP);
+        let changed = self.changed.is_some_and(|at| pulled - at < CHANGED_FOR);
         let ceiling = base_now + i64::from(self.config.ceiling.0);
         let chosen = self.choose(pulled, slope, manner, Seen { expected, known, base, ceiling, changed });
         let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
@@ -227,6 +212,36 @@ impl Target {
         let floor = base + i64::from(floor.min(self.config.ceiling.0));
         self.need = Some(Need { base, offset: wanted.clamp(floor, ceiling.max(floor)), jitter });
         self.need
+    }
+
+    /// Forgets what came before the path changed its level, and says what the level is.
+    fn forget_other_levels(&mut self, pulled: i64, slope: f64) -> Option<i64> {
+        let lateness = |came: &Came| came.moved(pulled - came.pulled, slope);
+        let recent = self.came.iter().rev().take_while(|c| pulled - c.pulled <= RECENT);
+        let (few, level, most) = recent.fold((0, i64::MAX, i64::MIN), |(n, least, most), c| {
+            (n + 1, least.min(lateness(c)), most.max(lateness(c)))
+        });
+        if few < LEAST_RECENT {
+            return None;
+        }
+        let spread = 2 * (most - level) + OTHER_LEVEL;
+        let (mut at, mut forget, mut was_other) = (0, 0, false);
+        while let Some(begins) = self.came.get(at).map(|c| c.pulled) {
+            let second = self.came.range(at..).take_while(|c| c.pulled - begins < RECENT);
+            let (count, least) = second.fold((0, i64::MAX), |(n, least), c| (n + 1, least.min(lateness(c))));
+            at += count;
+            let is_other = (least - level).abs() > spread;
+            // The second after such a one may hold some of it.
+            if is_other || was_other && at + LEAST_RECENT <= self.came.len() {
+                forget = at;
+            }
+            was_other = is_other;
+        }
+        if forget > 0 {
+            self.came.drain(..forget);
+            self.changed = Some(pulled);
+        }
+        Some(level)
     }
 
     /// The state as last worked out.
@@ -324,7 +339,7 @@ struct Seen {
     known: i64,
     base: i64,
     ceiling: i64,
-    /// Some of it was left out, as of another path.
+    /// The path changed its level of late.
     changed: bool,
 }
 

@@ -1,5 +1,7 @@
 //! How a node meets others: who is said to be there, whom it dials, which path is kept, who is turned away.
 
+use std::net::IpAddr;
+
 use super::*;
 
 impl Node {
@@ -83,7 +85,7 @@ impl Node {
 
     /// The local network knows of somebody.
     pub(super) fn discovered_nearby(&mut self, id: PeerId, address: &Multiaddr) {
-        self.discovered(id, nearby(&id, address), DIAL_SECOND);
+        self.discovered(id, nearby(&id, address, &self.listening), DIAL_SECOND);
     }
 
     /// A member knows of somebody: it may name addresses at least as far away as it is itself.
@@ -414,11 +416,23 @@ fn carries_voice(addr: &Multiaddr) -> bool {
 }
 
 /// What of an address that came over the local network may be dialled: one of that network, or of this machine. Anybody
-/// there can claim anything, and a public address would be somebody else's.
-fn nearby(id: &PeerId, address: &Multiaddr) -> Vec<Multiaddr> {
+/// there can claim anything, and a public address would be somebody else's, unless our own one is of the same subnet.
+fn nearby(id: &PeerId, address: &Multiaddr, own: &[Multiaddr]) -> Vec<Multiaddr> {
     let mut addresses = policy::usable(id, std::slice::from_ref(address), Scope::Loopback);
-    addresses.retain(|addr| scope_of(addr).is_some_and(|scope| scope < Scope::Public));
+    addresses.retain(|addr| {
+        let subnet = transport::ip_of(addr).map(subnet);
+        scope_of(addr).is_some_and(|scope| scope < Scope::Public)
+            || own.iter().any(|mine| subnet.is_some() && transport::ip_of(mine).map(self::subnet) == subnet)
+    });
     addresses
+}
+
+/// The /24 of an IPv4 address, the /64 of an IPv6 one: the usual size of one network.
+fn subnet(ip: IpAddr) -> (bool, u64) {
+    match ip {
+        IpAddr::V4(ip) => (false, u64::from(ip.to_bits() >> 8)),
+        IpAddr::V6(ip) => (true, (ip.to_bits() >> 64) as u64),
+    }
 }
 
 #[cfg(test)]
@@ -428,7 +442,7 @@ mod tests {
     #[test]
     fn the_local_network_names_addresses_of_its_own_only() {
         let (ana, ben) = (PeerId::random(), PeerId::random());
-        let taken = |addr: &str| nearby(&ana, &addr.parse().unwrap()).len();
+        let taken = |addr: &str| nearby(&ana, &addr.parse().unwrap(), &[]).len();
         for addr in
             ["/ip4/192.168.1.7/udp/1/quic-v1", "/ip6/fe80::1/udp/1/quic-v1", "/ip4/127.0.0.1/udp/1/quic-v1"]
         {
@@ -441,6 +455,18 @@ mod tests {
         {
             assert_eq!(taken(addr), 0, "{addr}");
         }
+    }
+
+    #[test]
+    fn a_local_network_of_public_addresses_is_local_where_ours_is_one_of_them() {
+        let own: Vec<Multiaddr> = ["/ip4/8.8.8.1/udp/9/quic-v1", "/ip6/2600::1/udp/9/quic-v1"]
+            .map(|addr| addr.parse().unwrap())
+            .into();
+        let taken = |addr: &str| nearby(&PeerId::random(), &addr.parse().unwrap(), &own).len();
+        assert_eq!(taken("/ip4/8.8.8.8/udp/1/quic-v1"), 1);
+        assert_eq!(taken("/ip6/2600::2/udp/1/quic-v1"), 1);
+        assert_eq!(taken("/ip4/8.8.4.4/udp/1/quic-v1"), 0);
+        assert_eq!(taken("/ip6/2600:0:0:1::2/udp/1/quic-v1"), 0);
     }
 
     #[test]

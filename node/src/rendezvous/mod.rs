@@ -3,8 +3,10 @@
 //! A node runs one [`Client`] for each server and namespace, over the [`Behaviour`] in its Swarm; a server runs one
 //! [`Server`]. The server sees blinded namespaces and signed records, and answers nobody who does not know a namespace.
 //!
-//!     wire (bytes) > streams (Swarm) > server (tasks) > hub (answers) > store (registrations), watchers (who hears)
-//!     client (tasks) > record (signatures) > policy (what may be dialled)
+//! ```text
+//! wire (bytes) > streams (Swarm) > server (tasks) > hub (answers) > store (registrations), watchers (who hears)
+//! client (tasks) > record (signatures) > policy (what may be dialled)
+//! ```
 
 mod backoff;
 pub mod client;

@@ -375,6 +375,10 @@ impl Node {
                 if self.room.handle_established(now, id, addresses) {
                     self.elsewhere.remove(&id);
                     self.command_media(MediaCommand::Voice { peer: id, route, inbox });
+                    // One who called us before anybody told us of it is discovered by its call.
+                    if self.peers.get(&id).is_some_and(|peer| peer.told.is_none()) {
+                        self.tell_peer(id, PeerState::Discovered, None);
+                    }
                 } else {
                     // Told so by the room. Not called again for a while, and its connection ends with a stranger's.
                     (peer.wanted, peer.since) = (false, now);

@@ -49,6 +49,16 @@ ensure_test_needs() {
     unless 'command -v pulseaudio' pulseaudio
     unless 'command -v pactl' pulseaudio-utils
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+    ensure_netlab_needs
+}
+
+# ensure_netlab_needs: network namespaces with NAT
+ensure_netlab_needs() {
+    ensure_build_needs
+    wanted=()
+    unless 'command -v ip' iproute2
+    unless 'command -v nft' nftables
+    [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
 
 # ensure_demo_needs: recorded speech, and sox to put it together

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`Lab`], [`Call`] | media engines, sound cards, clocks and links in one event loop | virtual: an hour is a short test |
 //! | [`Hall`], [`Process`] | the real program, as processes on loopback | real |
+//! | `netlab` | the real program in network namespaces behind real NATs (Linux, root) | real |
 //!
 //! In virtual time a failure repeats from its seed, and nothing sleeps:
 //!
@@ -21,6 +22,8 @@ mod binary;
 mod call;
 mod ear;
 pub mod hall;
+#[cfg(target_os = "linux")]
+pub mod netlab;
 pub mod process;
 pub mod sound;
 pub mod stranger;

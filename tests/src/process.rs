@@ -51,8 +51,31 @@ impl Process {
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
         environment: &[(&str, &str)],
     ) -> Process {
+        Self::start_command(Command::new(binary::hallway()), dir, name, args, environment)
+    }
+
+    /// Starts `hallway ARGS` in a network namespace.
+    pub fn start_in(
+        namespace: &str,
+        dir: &Path,
+        name: &str,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Process {
+        // `ip netns exec` becomes the program: the process is still our child.
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(binary::hallway());
+        Self::start_command(command, dir, name, args, &[])
+    }
+
+    fn start_command(
+        mut command: Command,
+        dir: &Path,
+        name: &str,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        environment: &[(&str, &str)],
+    ) -> Process {
         let (stdout, stderr) = (dir.join(format!("{name}.stdout")), dir.join(format!("{name}.stderr")));
-        let mut child = Command::new(binary::hallway())
+        let mut child = command
             .args(args)
             .env_remove("HALLWAY_LOG")
             .env_remove("HALLWAY_DATA_DIR")
@@ -133,19 +156,33 @@ impl Process {
         within: Duration,
         wanted: impl Fn(&Value) -> bool,
     ) -> Value {
+        self.find_after(mark, within, wanted).unwrap_or_else(|why| {
+            panic!("{}: {what} did not come, {why} ({within:?})\n{}", self.name, self.story());
+        })
+    }
+
+    /// The first event that `wanted` takes, if it comes in time.
+    pub fn find(&self, within: Duration, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        self.find_after(0, within, wanted).ok()
+    }
+
+    fn find_after(
+        &self,
+        mark: usize,
+        within: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value, &'static str> {
         let until = Instant::now() + within;
         let mut state = self.said.lock();
         let mut seen = mark;
         loop {
             if let Some(event) = state.events.iter().skip(seen).find(|event| wanted(event)) {
-                return event.clone();
+                return Ok(event.clone());
             }
             seen = state.events.len().max(mark);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || state.closed {
-                let why = if state.closed { "it ended" } else { "time is up" };
-                drop(state);
-                panic!("{}: {what} did not come, {why} ({within:?})\n{}", self.name, self.story());
+                return Err(if state.closed { "it ended" } else { "time is up" });
             }
             state = self.said.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -1,0 +1,31 @@
+//! People behind real NATs, in network namespaces: a handful of cells of the matrix that `scripts/netlab` runs.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::time::Duration;
+
+use hallway_tests::netlab::kind::Rung;
+use hallway_tests::netlab::{Kind, Outcome, cell, unavailable};
+use hallway_tests::skipped;
+
+/// One way from a host to the server.
+const DELAY: Duration = Duration::from_millis(15);
+
+/// A call between the two, `None` where this machine has no laboratory.
+fn call(a: Kind, b: Kind) -> Option<Outcome> {
+    if let Some(why) = unavailable() {
+        skipped(&why);
+        return None;
+    }
+    let outcome = cell::call([a, b], DELAY, Duration::from_secs(6)).unwrap();
+    println!("{a} and {b}: {outcome:?}");
+    Some(outcome)
+}
+
+#[test]
+fn a_host_without_nat_is_called_by_one_behind_a_random_nat() {
+    let Some(outcome) = call(Kind::Open, Kind::Symmetric) else { return };
+    assert_eq!(outcome.rung(), Some(Rung::Direct));
+    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2), "{outcome:?}");
+}

@@ -182,6 +182,10 @@ fn median(values: &mut [f64]) -> Option<f64> {
 pub const TAPS: usize = 32;
 /// Samples ahead of the playout position that the filter reads: its delay, 0.33 ms.
 pub const LEAD: usize = TAPS / 2;
+/// Outputs that are made at once.
+const RUN: usize = 8;
+/// So near to a sample is on it.
+const ON_A_SAMPLE: f64 = 1e-7;
 /// Positions between two samples for which the filter is tabled; between those it is interpolated.
 const PHASES: usize = 128;
 
@@ -243,50 +247,82 @@ impl Resampler {
     /// Fills `out`, moving on by `step` input samples for each output. `audio` must hold [`Resampler::needed`] ahead.
     pub fn process(&mut self, audio: &mut Audio, step: f64, out: &mut [f32]) {
         let outputs = out.len() / self.channels;
-        let mut position = self.fraction;
-        {
-            let window = audio.around(LEAD - 1);
-            for sample in out.chunks_exact_mut(self.channels) {
-                let whole = position as usize;
-                let phase = (position - whole as f64) * PHASES as f64;
-                let row = (phase as usize).min(PHASES - 1);
-                let weight = (phase - row as f64) as f32;
-                let from = whole * self.channels;
-                let (Some(a), Some(b), Some(x)) =
-                    (FILTER.get(row), FILTER.get(row + 1), window.get(from..from + TAPS * self.channels))
-                else {
-                    sample.fill(0.0);
-                    continue;
-                };
-                if self.channels == 1 {
-                    // Two sums, mixed at the end: the compiler makes vector code of them.
-                    let (mut low, mut high) = ([0.0f32; 8], [0.0f32; 8]);
-                    for ((x, a), b) in x.chunks_exact(8).zip(a.chunks_exact(8)).zip(b.chunks_exact(8)) {
-                        for i in 0..8 {
-                            low[i] += x[i] * a[i];
-                            high[i] += x[i] * b[i];
-                        }
-                    }
-                    let (low, high) = (low.iter().sum::<f32>(), high.iter().sum::<f32>());
-                    sample[0] = low + weight * (high - low);
-                } else {
-                    for (c, s) in sample.iter_mut().enumerate() {
-                        *s = x
-                            .iter()
-                            .skip(c)
-                            .step_by(self.channels)
-                            .zip(a.iter().zip(b))
-                            .map(|(x, (a, b))| x * (a + weight * (b - a)))
-                            .sum();
-                    }
-                }
-                position += step;
+        let window = audio.around(LEAD - 1);
+        if step == 1.0 && self.fraction == 0.0 {
+            // Equal clocks: nothing lies between two samples.
+            let from = (LEAD - 1) * self.channels;
+            match window.get(from..from + out.len()) {
+                Some(sound) => out.copy_from_slice(sound),
+                None => out.fill(0.0),
+            }
+        } else if self.channels == 1 {
+            for (at, run) in out.chunks_mut(RUN).enumerate() {
+                interpolate_run(window, self.fraction + (at * RUN) as f64 * step, step, run);
+            }
+        } else {
+            for (at, sample) in out.chunks_exact_mut(self.channels).enumerate() {
+                interpolate(window, self.fraction + at as f64 * step, sample);
             }
         }
         // One product instead of the sum of steps: nothing creeps in over days.
         let end = self.fraction + outputs as f64 * step;
-        audio.consume(end as usize);
-        self.fraction = end - end.floor();
+        let whole = (end + ON_A_SAMPLE).floor();
+        audio.consume(whole as usize);
+        self.fraction = if end - whole < ON_A_SAMPLE { 0.0 } else { end - whole };
+    }
+
+    /// The step nearest to 1 that brings the position, within some blocks of `outputs`, onto a sample.
+    #[must_use]
+    pub fn step_to_rest(&self, outputs: usize, most_ppm: f64) -> f64 {
+        if self.fraction == 0.0 {
+            return 1.0;
+        }
+        1.0 + ((1.0 - self.fraction) / outputs.max(1) as f64).min(most_ppm * 1e-6)
+    }
+}
+
+/// The two rows of the filter around a position, and where between them it lies.
+fn rows(position: f64) -> Option<(usize, &'static [f32; TAPS], &'static [f32; TAPS], f64)> {
+    let whole = position as usize;
+    let phase = (position - whole as f64) * PHASES as f64;
+    let row = (phase as usize).min(PHASES - 1);
+    Some((whole, FILTER.get(row)?, FILTER.get(row + 1)?, phase - row as f64))
+}
+
+/// A run of mono samples between two rows of the filter at once: the compiler makes vector code of it.
+fn interpolate_run(window: &[f32], position: f64, step: f64, out: &mut [f32]) {
+    let last = position + (RUN - 1) as f64 * step;
+    let Some((whole, a, b, phase)) = rows(position) else { return out.fill(0.0) };
+    let (Some(x), true, RUN) =
+        (window.get(whole..whole + RUN + TAPS - 1), last as usize == whole + RUN - 1, out.len())
+    else {
+        for (at, sample) in out.iter_mut().enumerate() {
+            interpolate(window, position + at as f64 * step, std::slice::from_mut(sample));
+        }
+        return;
+    };
+    let (mut low, mut high) = ([0.0f32; RUN], [0.0f32; RUN]);
+    for (x, (a, b)) in x.windows(RUN).zip(a.iter().zip(b)) {
+        for i in 0..RUN {
+            low[i] += x[i] * a;
+            high[i] += x[i] * b;
+        }
+    }
+    for (i, out) in out.iter_mut().enumerate() {
+        // A run may end a little beyond its second row: at 1,000 ppm by 2 % of the distance between rows.
+        let weight = (phase + i as f64 * (step - 1.0) * PHASES as f64) as f32;
+        *out = low[i] + weight * (high[i] - low[i]);
+    }
+}
+
+/// One sample of each channel.
+fn interpolate(window: &[f32], position: f64, sample: &mut [f32]) {
+    let channels = sample.len();
+    let Some((whole, a, b, weight)) = rows(position) else { return sample.fill(0.0) };
+    let Some(x) = window.get(whole * channels..(whole + TAPS) * channels) else { return sample.fill(0.0) };
+    for (c, s) in sample.iter_mut().enumerate() {
+        let taps = x.iter().skip(c).step_by(channels).zip(a.iter().zip(b));
+        *s = taps.map(|(x, (a, b))| x * (a + weight as f32 * (b - a))).sum();
     }
 }
 

@@ -173,18 +173,21 @@ impl Sender {
             self.ring.skip(gap);
         }
         let target = if self.muted { 0.0 } else { 1.0 };
-        let channels = self.ring.channels;
-        for sample in pcm.chunks_exact(channels) {
-            if self.gain != target {
-                let step = 1.0 / MUTE_FADE;
-                self.gain = if target > self.gain {
-                    (self.gain + step).min(1.0)
-                } else {
-                    (self.gain - step).max(0.0)
-                };
-            }
+        let (fading, rest) = if self.gain == target {
+            pcm.split_at(0)
+        } else {
+            pcm.split_at_checked((MUTE_FADE as usize * self.ring.channels).min(pcm.len()))
+                .unwrap_or((pcm, &[]))
+        };
+        for sample in fading.chunks_exact(self.ring.channels) {
+            self.gain = if target > self.gain {
+                (self.gain + 1.0 / MUTE_FADE).min(1.0)
+            } else {
+                (self.gain - 1.0 / MUTE_FADE).max(0.0)
+            };
             self.ring.push(sample, self.gain);
         }
+        self.ring.push(rest, self.gain);
     }
 
     /// What a listener says of the last interval; see [`Controller::handle_report`].
@@ -439,27 +442,32 @@ impl Ring {
         self.end += gap;
     }
 
-    fn push(&mut self, sample: &[f32], gain: f32) {
-        let at = self.index(self.end);
-        if let Some(slot) = self.pcm.get_mut(at..at + self.channels) {
-            for (slot, s) in slot.iter_mut().zip(sample) {
-                *slot = if s.is_finite() { s.clamp(-1.0, 1.0) * gain } else { 0.0 };
+    /// Adds whole samples.
+    fn push(&mut self, pcm: &[f32], gain: f32) {
+        for part in pcm.chunks(self.pcm.len()) {
+            let (samples, at) = (part.len() / self.channels, self.index(self.end));
+            let (first, second) = part.split_at((self.pcm.len() - at).min(samples * self.channels));
+            for (from, part) in [(at, first), (0, second)] {
+                for (slot, s) in self.pcm.iter_mut().skip(from).zip(part) {
+                    *slot = if s.is_finite() { s.clamp(-1.0, 1.0) * gain } else { 0.0 };
+                }
             }
+            self.end += samples as u64;
         }
-        self.end += 1;
     }
 
     /// Copies `length` from position `at` on; what lies outside the ring is silence.
     fn read(&self, at: u64, length: Samples, out: &mut Vec<f32>) {
         out.clear();
         let oldest = self.end.saturating_sub(u64::from(MAX_CAPTURED.0));
-        for position in at..at + u64::from(length.0) {
-            let from = self.index(position);
-            match self.pcm.get(from..from + self.channels) {
-                Some(sample) if (oldest..self.end).contains(&position) => out.extend_from_slice(sample),
-                _ => out.resize(out.len() + self.channels, 0.0),
-            }
-        }
+        let until = at + u64::from(length.0);
+        let (from, to) = (at.clamp(oldest, self.end), until.clamp(oldest, self.end));
+        out.resize(from.min(until).saturating_sub(at) as usize * self.channels, 0.0);
+        let begin = self.index(from);
+        let end = begin + (to - from) as usize * self.channels;
+        out.extend(self.pcm.iter().take(end).skip(begin));
+        out.extend(self.pcm.iter().take(end.saturating_sub(self.pcm.len())));
+        out.resize(length.interleaved(self.channels), 0.0);
     }
 
     fn captured_at(&self, position: u64) -> Micros {

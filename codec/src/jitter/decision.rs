@@ -4,9 +4,14 @@
 use crate::drift::MAX_DRIFT_PPM;
 
 /// Speed that steering may add to the drift's own, ppm. Half a percent would be heard in music; this is a fifth of it.
-const MAX_STEER_PPM: f64 = 1_000.0;
+pub const MAX_STEER_PPM: f64 = 1_000.0;
 /// Steering per sample of error: 1 ms of error is steered at 150 ppm.
 const STEER_PPM_PER_SAMPLE: f64 = 150.0 / 48.0;
+/// So near to the target a voice whose clock equals ours is left alone, and so near it is brought before that.
+const RESTS_WITHIN: f64 = 24.0;
+const RESTS_FROM: f64 = 2.0;
+/// A drift below this is steered against now and then, ppm.
+const NO_DRIFT_PPM: f64 = 2.0;
 /// Too much delay is cut out from here on, in samples.
 const SHORTEN_ABOVE: f64 = 288.0;
 /// Too little is put in from here on. Below, steering is soon there.
@@ -50,6 +55,7 @@ pub enum Step {
 pub struct Decision {
     next: i64,
     in_vain: u32,
+    rests: bool,
 }
 
 impl Decision {
@@ -66,6 +72,13 @@ impl Decision {
         } else {
             Step::Keep
         }
+    }
+
+    /// Whether to play as it comes: no drift, and the offset as good as on target.
+    pub fn rests(&mut self, slope: f64, error: f64) -> bool {
+        let within = if self.rests { RESTS_WITHIN } else { RESTS_FROM };
+        self.rests = slope.abs() < NO_DRIFT_PPM * 1e-6 && error.abs() < within;
+        self.rests
     }
 
     /// Says whether the step could be made.
@@ -108,6 +121,15 @@ mod tests {
         assert_eq!(decision.step(0, -60.0), Step::Lengthen { most: 480, force: false });
         assert_eq!(decision.step(0, -700.0), Step::Lengthen { most: 700, force: false });
         assert!(speed(-300e-6, 0.0) > 1.00029, "a fast speaker is played faster");
+    }
+
+    #[test]
+    fn equal_clocks_are_left_alone_once_the_target_is_met() {
+        let mut decision = Decision::default();
+        assert!(!decision.rests(0.0, 10.0));
+        assert!(decision.rests(0.0, 1.0) && decision.rests(1e-6, -20.0));
+        assert!(!decision.rests(0.0, 30.0) && !decision.rests(0.0, 20.0));
+        assert!(!decision.rests(5e-6, 0.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{MAX_MARKS, PAUSED, Receiver, Stream, goal};
 use crate::{
     drift::LEAD,
     jitter::{
-        decision::{Step, speed},
+        decision::{MAX_STEER_PPM, Step, speed},
         packets::Trace,
     },
     ledger::Heard,
@@ -33,7 +33,12 @@ impl Receiver {
             let goal = goal(&need, &stream);
             wanted = Some(goal);
             self.stretch(self.offset(&stream) - goal);
-            step = speed(slope, self.offset(&stream) - goal);
+            let error = self.offset(&stream) - goal;
+            step = if self.decision.rests(slope, error) {
+                self.resampler.step_to_rest(outputs, MAX_STEER_PPM)
+            } else {
+                speed(slope, error)
+            };
         }
         let needed = self.resampler.needed(outputs, step);
         while self.audio.ahead() < needed {

@@ -9,7 +9,12 @@ use libp2p::{Multiaddr, PeerId};
 use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 
-use crate::{clock, text};
+use crate::{
+    audio::End,
+    clock,
+    controls::{Controls, Hearing, Speak},
+    text,
+};
 
 /// Events that may wait for a slow reader. `stats` may take three quarters of them: the next ones follow in a second,
 /// while what happened happens once.
@@ -89,9 +94,39 @@ pub enum Event {
         /// At most 2^53 - 1, so that every reader of JSON holds it exactly.
         id: u64,
     },
+    /// What we said in writing, after it was sent.
+    Said {
+        text: String,
+        id: u64,
+    },
+    /// What is set about our voice and ears has changed.
+    Controls(Controls),
+    /// How one person is heard here has changed.
+    Volume {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        #[serde(flatten)]
+        hearing: Hearing,
+    },
+    /// A sound device was opened, lost, or opened again.
+    Device {
+        end: End,
+        name: String,
+        state: DeviceState,
+    },
     Warning(Notice),
     Error(Notice),
     Summary(Box<Summary>),
+}
+
+/// Where a sound device stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum DeviceState {
+    Opened,
+    Lost,
+    Reopened,
 }
 
 /// Something for a person to know, and what to do about it.
@@ -333,6 +368,12 @@ fn plain(event: &Event) -> Option<String> {
         Event::Chat { peer_id, name, text, .. } => {
             format!("<{} {}> {}", text::clean_name(name), short(peer_id), text::clean_line(text))
         }
+        Event::Said { .. } | Event::Device { .. } => return None,
+        Event::Controls(controls) => own_voice(controls),
+        Event::Volume { peer_id, hearing } => match hearing.muted {
+            true => format!("{} is not heard here now", short(peer_id)),
+            false => format!("{} is heard at {:+} dB", short(peer_id), hearing.volume_db),
+        },
         Event::Warning(notice) => format!("warning: {} {}", notice.message, notice.hint),
         Event::Error(notice) => format!("error: {} {}", notice.message, notice.hint),
         Event::Summary(summary) => {
@@ -351,6 +392,19 @@ fn plain(event: &Event) -> Option<String> {
     })
 }
 
+/// What is set about our voice, in words.
+fn own_voice(controls: &Controls) -> String {
+    let when = match controls.speak {
+        _ if controls.deafened => "deafened: you hear nobody and nobody hears you".to_owned(),
+        _ if controls.muted => "muted: nobody hears you".to_owned(),
+        Speak::Always => "your microphone is open".to_owned(),
+        Speak::PushToTalk if controls.pressed => "your microphone is open: push to talk".to_owned(),
+        Speak::PushToTalk => "your microphone is closed: push to talk".to_owned(),
+        Speak::Voice => format!("your microphone opens when you speak, from {} dB", controls.threshold_dbov),
+    };
+    format!("you: {when}")
+}
+
 /// The tail of a PeerId: enough to tell the people of a room apart, too little to prove who they are.
 pub fn short(peer: &PeerId) -> String {
     let text = peer.to_base58();
@@ -363,18 +417,24 @@ pub fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-fn display<S: Serializer>(value: &impl std::fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn display<S: Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
-fn display_option<S: Serializer>(value: &Option<impl std::fmt::Display>, s: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn display_option<S: Serializer>(
+    value: &Option<impl std::fmt::Display>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => s.collect_str(value),
         None => s.serialize_none(),
     }
 }
 
-fn display_all<S: Serializer>(values: &[Multiaddr], serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn display_all<S: Serializer>(values: &[Multiaddr], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(values.iter().map(Multiaddr::to_string))
 }
 

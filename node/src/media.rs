@@ -23,15 +23,17 @@ use std::{
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use hallway_codec::{
-    ClockOffset, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats, Report,
-    Sender, SenderConfig,
+    ClockOffset, Dbov, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats,
+    Report, Sender, SenderConfig,
 };
 use libp2p::PeerId;
 use tokio::sync::mpsc;
 
 use crate::{
-    audio::{Audio, AudioEvent},
+    audio::{Audio, AudioEvent, CaptureEnd, EndOpener, PlaybackEnd},
     clock,
+    controls::{self, Controls, Gate, Hearing},
+    meters::{Meter, Meters},
     path::Route,
     priority,
     session::keys::{OpenStats, Opener, Sealer, SenderKey},
@@ -147,8 +149,19 @@ pub enum Command {
         /// Its statistics.
         stats: PathStats,
     },
-    /// Speak, or be silent.
-    Mute(bool),
+    /// What the person set about voice and ears.
+    Controls(Controls),
+    /// How this peer is heard here. A new voice is heard as it is sent.
+    Hearing {
+        /// Who.
+        peer: PeerId,
+        /// How.
+        hearing: Hearing,
+    },
+    /// Capture through this from now on.
+    Capture(Box<CaptureEnd>),
+    /// Play through this from now on.
+    Playback(Box<PlaybackEnd>),
     /// Ends the thread; the recording is finished.
     Stop,
 }
@@ -242,6 +255,8 @@ pub enum Error {
 pub struct Media {
     commands: std_mpsc::SyncSender<Command>,
     thread: Option<JoinHandle<()>>,
+    meters: Meters,
+    opener: EndOpener,
 }
 
 impl Media {
@@ -258,8 +273,12 @@ impl Media {
         let (commands, orders) = std_mpsc::sync_channel(MAX_WAITING_COMMANDS);
         let (events, told) = mpsc::channel(MAX_WAITING_EVENTS);
         let sender = Sender::new(SenderConfig { profile, channels, max_kbps, ..SenderConfig::default() })?;
+        let (meters, opener) = (Meters::default(), audio.opener());
         let engine = Engine {
             audio,
+            meters: meters.clone(),
+            gate: Gate::default(),
+            deaf: 1.0,
             channels,
             sender,
             sealer: None,
@@ -278,12 +297,22 @@ impl Media {
             next_stats: Instant::now() + STATS_EVERY,
         };
         let thread = std::thread::Builder::new().name("media".into()).spawn(move || engine.run())?;
-        Ok((Self { commands, thread: Some(thread) }, told))
+        Ok((Self { commands, thread: Some(thread), meters, opener }, told))
     }
 
     /// Hands over a command. False where the thread is gone or hangs: the call is over then.
     pub fn command(&self, command: Command) -> bool {
         self.commands.try_send(command).is_ok()
+    }
+
+    /// How loud everybody is now.
+    pub fn meters(&self) -> Meters {
+        self.meters.clone()
+    }
+
+    /// What opens other ends for this call.
+    pub fn opener(&self) -> EndOpener {
+        self.opener.clone()
     }
 
     /// Whether the thread has ended by itself.
@@ -313,6 +342,10 @@ struct Voice {
     inbox: Inbox,
     opener: Option<Opener>,
     receiver: Receiver,
+    meter: Meter,
+    hearing: Hearing,
+    /// The gain at the end of the last block.
+    gain: f32,
     heard: bool,
     sent: Traffic,
     received: Traffic,
@@ -320,6 +353,10 @@ struct Voice {
 
 struct Engine {
     audio: Audio,
+    meters: Meters,
+    gate: Gate,
+    /// Gain of all that is heard at the end of the last block: 0 while deafened.
+    deaf: f32,
     channels: u8,
     sender: Sender,
     sealer: Option<Sealer>,
@@ -386,6 +423,7 @@ impl Engine {
                     if let Some(at) = self.voices.iter().position(|voice| voice.peer == peer) {
                         let voice = self.voices.swap_remove(at);
                         self.sender.forget_peer(voice.index);
+                        self.meters.remove(&peer);
                     }
                 }
                 Command::Clock { peer, offset } => {
@@ -408,7 +446,14 @@ impl Engine {
                         self.sender.handle_path(clock::now(), index, &stats);
                     }
                 }
-                Command::Mute(muted) => self.sender.set_muted(muted),
+                Command::Controls(controls) => self.gate.set(controls),
+                Command::Hearing { peer, hearing } => {
+                    if let Some(voice) = self.voice(&peer) {
+                        voice.hearing = hearing;
+                    }
+                }
+                Command::Capture(end) => retire(std::mem::replace(&mut self.audio.capture, *end)),
+                Command::Playback(end) => retire(std::mem::replace(&mut self.audio.playback, *end)),
                 Command::Stop => return false,
             }
         }
@@ -441,6 +486,9 @@ impl Engine {
             inbox,
             opener: None,
             receiver,
+            meter: self.meters.insert(peer),
+            hearing: Hearing::default(),
+            gain: 1.0,
             heard: false,
             sent: traffic,
             received: traffic,
@@ -478,7 +526,8 @@ impl Engine {
             if frames == 0 {
                 return;
             }
-            let len = frames * usize::from(self.channels);
+            let channels = usize::from(self.channels);
+            let len = frames * channels;
             let delay = self.audio.playback.delay();
             let delay_us = u32::try_from(delay.as_micros()).unwrap_or(u32::MAX);
             let now = clock::now();
@@ -492,15 +541,31 @@ impl Engine {
                     let at_ns = self.audio.playback.heard_at_ns();
                     let _ = self.events.try_send(MediaEvent::FirstAudio { peer: voice.peer, at_ns });
                 }
+                voice.meter.add(played.level, frames as u32);
+                let gain = voice.hearing.gain();
+                controls::turn(&mut self.voice_block, channels, voice.gain, gain);
+                voice.gain = gain;
                 self.mixer.add(&self.voice_block);
             }
             self.mixer.mix_into(&mut self.mix_block);
+            let ears = if self.gate.controls().deafened { 0.0 } else { 1.0 };
+            controls::turn(&mut self.mix_block, channels, self.deaf, ears);
+            self.deaf = ears;
             self.audio.playback.write(&self.mix_block);
         }
     }
 
     fn speak(&mut self) {
+        let channels = usize::from(self.channels);
         while let Some(block) = self.audio.capture.read() {
+            let mut level = hallway_codec::Meter::default();
+            level.add(block.pcm);
+            let level = level.take().unwrap_or(Dbov::SILENCE);
+            let frames = (block.pcm.len() / channels) as u32;
+            let open = self.gate.admits(level, frames);
+            self.meters.own().add(level, frames);
+            self.meters.set_open(open);
+            self.sender.set_muted(!open);
             self.sender.handle_capture(block.pcm, Micros(block.captured_at_ns / 1000));
             while let Some(encoded) = self.sender.poll_packet(clock::now(), &mut self.packet) {
                 let Some(sealer) = &mut self.sealer else { continue };
@@ -573,5 +638,12 @@ impl Engine {
                 })
                 .collect(),
         }
+    }
+}
+
+/// Closing a device may take a second, finishing a recording as well.
+fn retire<E: Send + 'static>(end: E) {
+    if let Err(error) = std::thread::Builder::new().name("sound retire".into()).spawn(move || drop(end)) {
+        tracing::warn!(%error, "no thread to close the old sound device on");
     }
 }

@@ -11,7 +11,8 @@ use super::clock::{NS_PER_SECOND, RATE_HZ, frames_to_ns};
 pub const MAX_EVENTS: usize = 256;
 
 /// Which end of the sound edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum End {
     /// Microphone, `file:` input, `tone:`, `silence`.
     Input,
@@ -61,6 +62,15 @@ pub enum AudioEvent {
         end: End,
         /// How many since the last such event.
         count: u64,
+    },
+    /// A device was opened, at the start or instead of another.
+    DeviceOpened {
+        /// When.
+        at_ns: u64,
+        /// Which end.
+        end: End,
+        /// The device.
+        name: String,
     },
     /// The device went away. Silence goes on in its place and it is tried again without end.
     DeviceLost {

@@ -22,6 +22,7 @@ mod error;
 mod event;
 mod source;
 mod spec;
+mod switch;
 mod wav;
 
 pub use card::MAX_LATE_FRAMES;
@@ -31,6 +32,7 @@ pub use ends::{Block, CaptureEnd, PlaybackEnd};
 pub use error::Error;
 pub use event::{AudioEvent, End, MAX_EVENTS};
 pub use spec::{InputSpec, InputStart, MAX_TONE_HZ, MIN_TONE_HZ, OutputSpec, SpecError};
+pub use switch::EndOpener;
 pub use wav::{LoadError, MAX_CLIP_SECONDS, MAX_RATE_HZ, MAX_RECORDING_BYTES, MIN_RATE_HZ};
 
 use std::num::NonZeroU64;
@@ -40,10 +42,9 @@ use std::time::Duration;
 
 use card::{SimCapture, SimPlayback};
 use clock::sleep_until;
-use device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, Wanted, keep};
+use device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, keep};
 use event::Events;
 use source::Source;
-use wav::Recording;
 
 /// Shortest period, frames: 0.5 ms.
 pub const MIN_PERIOD: u32 = 24;
@@ -87,6 +88,7 @@ pub struct Audio {
     pub playback: PlaybackEnd,
     /// What happens, at most [`MAX_EVENTS`] unread.
     pub events: Receiver<AudioEvent>,
+    opener: EndOpener,
     sharp: bool,
 }
 
@@ -100,26 +102,10 @@ impl Audio {
         check(&config)?;
         let (events, news) = Events::new();
         let shape = Shape { period: config.period, channels: config.channels };
-        let source = match &config.input {
-            InputSpec::Silence => Some(Source::Silence),
-            InputSpec::Tone(hz) => Some(Source::tone(*hz)),
-            InputSpec::File(path) => {
-                let pcm = wav::load(path, config.channels)
-                    .map_err(|source| Error::Input { path: path.clone(), source })?;
-                Some(Source::clip(pcm, config.input_start == InputStart::FirstPeer))
-            }
-            InputSpec::Default | InputSpec::Device(_) => None,
-        };
-        let microphone = match &config.input {
-            InputSpec::Default => Some(Wanted::Default),
-            InputSpec::Device(name) => Some(Wanted::Named(name.clone())),
-            _ => None,
-        };
-        let loudspeaker = match &config.output {
-            OutputSpec::Default => Some(Wanted::Default),
-            OutputSpec::Device(name) => Some(Wanted::Named(name.clone())),
-            OutputSpec::File(_) | OutputSpec::Null => None,
-        };
+        let opener = EndOpener { shape, events: events.clone() };
+        let source = switch::source(&config.input, config.channels, config.input_start)?;
+        let microphone = switch::microphone(&config.input);
+        let loudspeaker = switch::loudspeaker(&config.output);
         // Both at once: a sound server may take its time for each.
         let microphone =
             microphone.map(|wanted| keep::<Microphone>(wanted, shape, events.clone())).transpose()?;
@@ -127,13 +113,7 @@ impl Audio {
             loudspeaker.map(|wanted| keep::<Loudspeaker>(wanted, shape, events.clone())).transpose()?;
         let microphone = microphone.map(Opening::wait).transpose()?;
         let loudspeaker = loudspeaker.map(Opening::wait).transpose()?;
-        let recording = match &config.output {
-            OutputSpec::File(path) => Some(
-                Recording::create(path, config.channels, events.clone())
-                    .map_err(|source| Error::Output { path: path.clone(), source })?,
-            ),
-            _ => None,
-        };
+        let recording = switch::recording(&config.output, config.channels, &events)?;
         let t0_ns = monotonic_ns();
         let capture = match microphone {
             Some((keeper, arriving)) => {
@@ -162,7 +142,13 @@ impl Audio {
                 events,
             )),
         };
-        Ok(Self { capture, playback, events: news, sharp: false })
+        Ok(Self { capture, playback, events: news, opener, sharp: false })
+    }
+
+    /// What opens other ends for this call, on any thread. They take the place of [`Audio::capture`] and
+    /// [`Audio::playback`]; dropping the old ones may take a second, so it is done elsewhere than on the media thread.
+    pub fn opener(&self) -> EndOpener {
+        self.opener.clone()
     }
 
     /// Sleeps until capture has a period, playback wants one, or `max` has passed.

@@ -13,10 +13,12 @@ use tokio::sync::mpsc;
 use super::{DataDir, Failure, info, node_runtime};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec},
+    controls::Controls,
     events::{self, Format, Notice},
     invite::Invite,
-    node::{self, Command, Ended, Node},
+    node::{self, Command, Ended, Node, Order},
     priority, text, transport,
+    volumes::Volumes,
 };
 
 #[derive(Args, Debug)]
@@ -113,7 +115,8 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
             "It looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEERID or /dns4/NAME/tcp/4001/p2p/PEERID.",
         ));
     }
-    let keypair = info::load_identity(&args.data_dir.path()?)?;
+    let data_dir = args.data_dir.path()?;
+    let keypair = info::load_identity(&data_dir)?;
     let music = args.profile == Profile::Music;
     let channels: u8 = if music { 2 } else { 1 };
     let audio = AudioConfig {
@@ -145,6 +148,10 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         leave_after: args.leave_after,
         require_peer: args.require_peer.then_some(args.timeout),
         wait_anyway: args.wait,
+        input: args.input.to_string(),
+        output: args.output.to_string(),
+        controls: Controls::default(),
+        volumes: Volumes::load(&data_dir),
     };
     let format = if args.json { Format::Json } else { Format::Plain };
     let runtime = node_runtime()?;
@@ -156,7 +163,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
 async fn talk(config: node::Config, audio: Audio, format: Format) -> Result<ExitCode, Failure> {
     let (events, happened) = mpsc::channel(events::MAX_WAITING_EVENTS);
     let printer = std::thread::spawn(move || print(happened, format));
-    let (commands, orders) = mpsc::channel(16);
+    let (commands, orders) = mpsc::channel(node::MAX_WAITING_ORDERS);
     spawn_signals(commands.clone());
     if std::io::stdin().is_terminal() && format == Format::Plain {
         spawn_keyboard(commands.clone());
@@ -200,7 +207,7 @@ fn print(mut happened: mpsc::Receiver<events::Stamped>, format: Format) {
     }
 }
 
-fn spawn_signals(commands: mpsc::Sender<Command>) {
+fn spawn_signals(commands: mpsc::Sender<Order>) {
     use tokio::signal::unix::{SignalKind, signal};
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         let commands = commands.clone();
@@ -208,7 +215,7 @@ fn spawn_signals(commands: mpsc::Sender<Command>) {
             Ok(mut signal) => {
                 tokio::spawn(async move {
                     while signal.recv().await.is_some() {
-                        let _ = commands.send(Command::Leave).await;
+                        let _ = commands.send(Command::Leave.into()).await;
                     }
                 });
             }
@@ -218,7 +225,7 @@ fn spawn_signals(commands: mpsc::Sender<Command>) {
 }
 
 /// Lines from the keyboard: `q` leaves, `m` mutes and unmutes, anything else is said in writing.
-fn spawn_keyboard(commands: mpsc::Sender<Command>) {
+fn spawn_keyboard(commands: mpsc::Sender<Order>) {
     std::thread::spawn(move || {
         let mut muted = false;
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -227,11 +234,11 @@ fn spawn_keyboard(commands: mpsc::Sender<Command>) {
                 "q" | "/quit" => Command::Leave,
                 "m" | "/mute" => {
                     muted = !muted;
-                    Command::Mute(muted)
+                    Command::Mute { on: muted }
                 }
-                text => Command::Chat(text.to_owned()),
+                text => Command::Chat { text: text.to_owned() },
             };
-            if commands.blocking_send(command).is_err() {
+            if commands.blocking_send(command.into()).is_err() {
                 return;
             }
         }

@@ -6,7 +6,9 @@ use hallway_codec::Profile;
 use libp2p::{Multiaddr, identity::Keypair};
 
 use super::swarm;
-use crate::{events::Notice, invite::Invite, media, rendezvous, session};
+use crate::{
+    controls::Controls, events::Notice, invite::Invite, media, rendezvous, session, volumes::Volumes,
+};
 
 /// What a node is to do.
 pub struct Config {
@@ -38,17 +40,14 @@ pub struct Config {
     pub require_peer: Option<Duration>,
     /// Wait on although others in a room of this name hold another secret.
     pub wait_anyway: bool,
-}
-
-/// What a person asks of a running node.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Leave the room.
-    Leave,
-    /// Be silent, or not.
-    Mute(bool),
-    /// Say this in writing.
-    Chat(String),
+    /// What is captured, as `--input` takes it.
+    pub input: String,
+    /// Where it is played, as `--output` takes it.
+    pub output: String,
+    /// What is set about voice and ears at the start.
+    pub controls: Controls,
+    /// How each person is heard, from earlier calls.
+    pub volumes: Volumes,
 }
 
 /// Why a node ended, where nothing failed.

@@ -1,6 +1,7 @@
 //! What a node tells of itself: events as they happen, figures every second, the summary at the end.
 
 use super::*;
+use crate::events::DeviceState;
 
 impl Node {
     pub(super) fn handle_media(&mut self, event: MediaEvent) {
@@ -44,7 +45,11 @@ impl Node {
                 let which = if end == End::Input { "microphone" } else { "loudspeaker" };
                 tracing::info!(which, count, "xruns");
             }
-            AudioEvent::DeviceLost { end, name, reason, .. } => {
+            AudioEvent::DeviceOpened { at_ns, end, name } => {
+                self.tell_device(at_ns, end, name, DeviceState::Opened);
+            }
+            AudioEvent::DeviceLost { at_ns, end, name, reason } => {
+                self.tell_device(at_ns, end, name.clone(), DeviceState::Lost);
                 let which = if end == End::Input { "input" } else { "output" };
                 self.warn(
                     "device_lost",
@@ -52,7 +57,8 @@ impl Node {
                     "It is opened again as soon as it is back, or the default one in its place; the call goes on.",
                 );
             }
-            AudioEvent::DeviceReopened { name, .. } => {
+            AudioEvent::DeviceReopened { at_ns, end, name } => {
+                self.tell_device(at_ns, end, name.clone(), DeviceState::Reopened);
                 self.warn("device_reopened", format!("sound again through {name}."), "");
             }
             AudioEvent::WriteFailed { path, reason, .. } => self.warn(
@@ -114,6 +120,7 @@ impl Node {
                 policy: (&stats.policy).into(),
                 rejected: voice.rejected(),
             };
+            peer.figures = Some(Box::new(event.clone()));
             self.emit(Event::Stats(Box::new(event)));
             if let Some(path_stats) = path_stats {
                 self.command_media(MediaCommand::Path { peer: voice.peer, stats: path_stats });
@@ -172,15 +179,30 @@ impl Node {
     }
 
     pub(super) fn tell_peer(&mut self, id: PeerId, state: PeerState, reason: Option<&'static str>) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        if !peer.is_news(state) {
+        if !self.peers.get_mut(&id).is_some_and(|peer| peer.is_news(state)) {
             return;
         }
+        let Some(peer) = self.peers.get(&id) else { return };
         let path = peer.paths.route().path().map(|path| path.kind());
         let name = peer.name.clone();
-        let verified = peer.session.is_established() && !self.config.invite.is_open();
+        let verified = self.is_verified(peer);
         let since_start_ms = self.since_start();
         self.emit(Event::Peer { peer_id: id, name, state, path, verified, since_start_ms, reason });
+    }
+
+    /// Whether it holds the room's secret and the key of its PeerId.
+    pub(super) fn is_verified(&self, peer: &Peer) -> bool {
+        peer.session.is_established() && !self.config.invite.is_open()
+    }
+
+    /// Tells where a rendezvous server stands with us, and remembers it for those who come late.
+    pub(super) fn tell_server(&mut self, state: RendezvousState, peer_id: Option<PeerId>, addr: Multiaddr) {
+        let now = Server { addr: addr.clone(), peer_id, state };
+        match self.servers.iter_mut().find(|known| known.addr == addr) {
+            Some(known) => *known = now,
+            None => self.servers.push(now),
+        }
+        self.emit(Event::Rendezvous { state, peer_id, addr });
     }
 
     pub(super) fn warn(&self, code: &'static str, message: String, hint: &str) {

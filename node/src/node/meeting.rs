@@ -13,18 +13,14 @@ impl Node {
                 let addresses = self.own_addresses();
                 self.links.set_addresses(&addresses);
                 if self.links.newly_connected(server) {
-                    self.emit(Event::Rendezvous {
-                        state: RendezvousState::Connected,
-                        peer_id: Some(peer_id),
-                        addr,
-                    });
+                    self.tell_server(RendezvousState::Connected, Some(peer_id), addr);
                     self.network_is_back();
                 }
             }
             ClientEvent::Registered { .. } => {
                 let peer_id = self.links.peer(server);
                 if self.links.newly_registered(server) {
-                    self.emit(Event::Rendezvous { state: RendezvousState::Registered, peer_id, addr });
+                    self.tell_server(RendezvousState::Registered, peer_id, addr);
                 }
             }
             ClientEvent::RegisterRefused { why } => self.warn(

@@ -7,13 +7,16 @@
 //! 2. `handle_*` takes it in.
 //! 3. `pump` lets sessions and room speak until nothing is left to say.
 
+mod command;
 mod config;
 mod elsewhere;
 mod figures;
 mod meeting;
+mod orders;
 pub mod origins;
 mod peer;
 mod server_links;
+mod snapshot;
 pub mod swarm;
 
 use std::{
@@ -40,6 +43,7 @@ use tokio::sync::mpsc;
 use crate::{
     audio::{Audio, AudioEvent, End},
     clock::{self, Exchange},
+    controls::Controls,
     events::{
         self, Card, Event, Notice, PeerState, PeerStats, PeerSummary, Percentiles, RendezvousState, Stamped,
         Summary, ms,
@@ -52,10 +56,12 @@ use crate::{
     telemetry::Telemetry,
     transport::{self, Authenticated},
 };
-pub use config::{Command, Config, Ended, Error};
+pub use command::{Answer, Command, MAX_WAITING_ORDERS, Order};
+pub use config::{Config, Ended, Error};
 use elsewhere::Elsewhere;
 use peer::{MAX_LOST, Peer, dials_first};
 use server_links::ServerLinks;
+pub use snapshot::{Person, Server, Snapshot};
 use swarm::{Behaviour, BehaviourEvent};
 
 /// Peers known at a time, members and strangers together. Further strangers are turned away.
@@ -118,6 +124,9 @@ pub struct Node {
     last_stats: Option<MediaStats>,
     other_keys_told: bool,
     met_somebody: bool,
+    controls: Controls,
+    devices: orders::Devices,
+    servers: Vec<Server>,
     ended: Option<Ended>,
 }
 
@@ -179,6 +188,9 @@ impl Node {
             last_stats: None,
             other_keys_told: false,
             met_somebody: false,
+            controls: config.controls,
+            devices: orders::Devices::new(&config.input, &config.output),
+            servers: Vec::new(),
             ended: None,
             config,
         })
@@ -188,7 +200,8 @@ impl Node {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<Ended, Error> {
+    pub async fn run(mut self, mut orders: mpsc::Receiver<Order>) -> Result<Ended, Error> {
+        self.command_media(MediaCommand::Controls(self.controls));
         self.wait_for_listeners().await;
         let listen = self.listening.clone();
         self.emit(Event::Ready { peer_id: self.me, listen, version: env!("CARGO_PKG_VERSION") });
@@ -219,7 +232,8 @@ impl Node {
                     Some(event) => self.handle_media(event),
                     None => return Err(Error::MediaEnded),
                 },
-                command = commands.recv() => self.handle_command(command.unwrap_or(Command::Leave)),
+                order = orders.recv() => self.handle_order(order.unwrap_or(Command::Leave.into())),
+                Some(opened) = self.devices.opened() => self.handle_opened(opened),
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
             self.handle_timers(Instant::now());
@@ -276,18 +290,6 @@ impl Node {
         }
     }
 
-    fn handle_command(&mut self, command: Command) {
-        match command {
-            Command::Leave => self.ended = Some(Ended::Left),
-            Command::Mute(muted) => self.command_media(MediaCommand::Mute(muted)),
-            Command::Chat(text) => {
-                if let Err(error) = self.room.say(&text) {
-                    self.warn("chat", format!("not sent: {error}."), "");
-                }
-            }
-        }
-    }
-
     fn handle_timers(&mut self, now: Instant) {
         if self.config.leave_after.is_some_and(|after| self.config.started.elapsed() >= after) {
             self.ended = Some(Ended::Left);
@@ -320,6 +322,7 @@ impl Node {
         for peer in fresh {
             self.dial_fresh(peer);
         }
+        self.config.volumes.save_soon(now);
         if let Err(error) = self.links.rotate() {
             tracing::error!(%error, "the room's name of tomorrow could not be registered");
         }
@@ -375,6 +378,8 @@ impl Node {
                 if self.room.handle_established(now, id, addresses) {
                     self.elsewhere.remove(&id);
                     self.command_media(MediaCommand::Voice { peer: id, route, inbox });
+                    let hearing = self.config.volumes.of(&id);
+                    self.command_media(MediaCommand::Hearing { peer: id, hearing });
                     // One who called us before anybody told us of it is discovered by its call.
                     if self.peers.get(&id).is_some_and(|peer| peer.told.is_none()) {
                         self.tell_peer(id, PeerState::Discovered, None);

@@ -5,7 +5,13 @@ use std::time::{Duration, Instant};
 use hallway_codec::Stages;
 use libp2p::{Multiaddr, PeerId};
 
-use crate::{clock::OffsetFilter, events::PeerState, media::Inbox, path::Paths, session::Session};
+use crate::{
+    clock::OffsetFilter,
+    events::{PeerState, PeerStats},
+    media::Inbox,
+    path::Paths,
+    session::Session,
+};
 
 /// Addresses remembered of one peer.
 pub const MAX_ADDRESSES: usize = 8;
@@ -66,6 +72,8 @@ pub struct Peer {
     heard: Option<(usize, u64, Instant)>,
     next_fresh: Instant,
     pub first_audio_ms: Option<f64>,
+    /// The newest figures.
+    pub figures: Option<Box<PeerStats>>,
     pub stages: MeanStages,
     pub spare_since: Option<Instant>,
 }
@@ -93,6 +101,7 @@ impl Peer {
             heard: None,
             next_fresh: now,
             first_audio_ms: None,
+            figures: None,
             stages: MeanStages::default(),
             spare_since: None,
         }

@@ -145,6 +145,8 @@ impl<K: Kind> Job<K> {
                 return;
             }
         };
+        let name = running.name.clone();
+        self.events.send(AudioEvent::DeviceOpened { at_ns: monotonic_ns(), end: K::END, name });
         let _ = first.send(Ok(()));
         loop {
             // Some devices take seconds to start, so whoever waits for the open device has it already.

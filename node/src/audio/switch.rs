@@ -1,0 +1,112 @@
+//! Opens one end by itself: for [`Audio::open`](super::Audio::open), and for another end while a call goes on.
+
+use super::card::{SimCapture, SimPlayback};
+use super::clock::monotonic_ns;
+use super::device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, Wanted, keep};
+use super::event::Events;
+use super::source::Source;
+use super::wav::Recording;
+use super::{CaptureEnd, Error, InputSpec, InputStart, OutputSpec, PlaybackEnd, wav};
+
+/// Opens ends of the same period and channels for a call that goes on. Waits for sound systems: not for the media thread.
+#[derive(Debug, Clone)]
+pub struct EndOpener {
+    pub(super) shape: Shape,
+    pub(super) events: Events,
+}
+
+impl EndOpener {
+    /// Another capturing end. A `file:` begins at once.
+    ///
+    /// # Errors
+    /// As [`Audio::open`](super::Audio::open); the end in use is not touched.
+    pub fn capture(&self, input: &InputSpec) -> Result<CaptureEnd, Error> {
+        let Shape { period, channels } = self.shape;
+        if let Some(wanted) = microphone(input) {
+            let (keeper, arriving) =
+                keep::<Microphone>(wanted, self.shape, self.events.clone()).and_then(Opening::wait)?;
+            return Ok(CaptureEnd::device(
+                DeviceCapture::new(arriving, self.shape, self.events.clone()),
+                keeper,
+            ));
+        }
+        let source = source(input, channels, InputStart::Now)?.unwrap_or(Source::Silence);
+        Ok(CaptureEnd::simulated(SimCapture::new(
+            source,
+            monotonic_ns(),
+            period,
+            channels,
+            self.events.clone(),
+        )))
+    }
+
+    /// Another playing end.
+    ///
+    /// # Errors
+    /// As [`Audio::open`](super::Audio::open); the end in use is not touched.
+    pub fn playback(&self, output: &OutputSpec) -> Result<PlaybackEnd, Error> {
+        let Shape { period, channels } = self.shape;
+        if let Some(wanted) = loudspeaker(output) {
+            let (keeper, arriving) =
+                keep::<Loudspeaker>(wanted, self.shape, self.events.clone()).and_then(Opening::wait)?;
+            return Ok(PlaybackEnd::device(
+                DevicePlayback::new(arriving, self.shape, self.events.clone()),
+                keeper,
+            ));
+        }
+        let recording = recording(output, channels, &self.events)?;
+        Ok(PlaybackEnd::simulated(SimPlayback::new(
+            recording,
+            monotonic_ns(),
+            period,
+            channels,
+            self.events.clone(),
+        )))
+    }
+}
+
+/// What a simulated card captures; `None` where a device is meant.
+pub(super) fn source(input: &InputSpec, channels: u16, start: InputStart) -> Result<Option<Source>, Error> {
+    Ok(match input {
+        InputSpec::Silence => Some(Source::Silence),
+        InputSpec::Tone(hz) => Some(Source::tone(*hz)),
+        InputSpec::File(path) => {
+            let pcm =
+                wav::load(path, channels).map_err(|source| Error::Input { path: path.clone(), source })?;
+            Some(Source::clip(pcm, start == InputStart::FirstPeer))
+        }
+        InputSpec::Default | InputSpec::Device(_) => None,
+    })
+}
+
+/// The device that is meant, if one is.
+pub(super) fn microphone(input: &InputSpec) -> Option<Wanted> {
+    match input {
+        InputSpec::Default => Some(Wanted::Default),
+        InputSpec::Device(name) => Some(Wanted::Named(name.clone())),
+        _ => None,
+    }
+}
+
+/// The device that is meant, if one is.
+pub(super) fn loudspeaker(output: &OutputSpec) -> Option<Wanted> {
+    match output {
+        OutputSpec::Default => Some(Wanted::Default),
+        OutputSpec::Device(name) => Some(Wanted::Named(name.clone())),
+        OutputSpec::File(_) | OutputSpec::Null => None,
+    }
+}
+
+/// The recording that is meant, if one is; the file is created.
+pub(super) fn recording(
+    output: &OutputSpec,
+    channels: u16,
+    events: &Events,
+) -> Result<Option<Recording>, Error> {
+    match output {
+        OutputSpec::File(path) => Recording::create(path, channels, events.clone())
+            .map(Some)
+            .map_err(|source| Error::Output { path: path.clone(), source }),
+        _ => Ok(None),
+    }
+}

@@ -180,6 +180,21 @@ pub enum PeerState {
 #[allow(missing_docs)]
 pub enum PathKind {
     Direct,
+    Punched,
+    Relayed,
+    Tcp,
+}
+
+impl PathKind {
+    /// For people.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Punched => "direct, through a punched hole",
+            Self::Relayed => "by the server's relay",
+            Self::Tcp => "by the server's relay over TCP",
+        }
+    }
 }
 
 /// How one peer fares, over the last second unless said otherwise.
@@ -342,16 +357,15 @@ fn plain(event: &Event) -> Option<String> {
                 Some(name) => format!("{} ({})", text::clean_name(name), short(peer_id)),
                 None => short(peer_id),
             };
-            let on = path.map_or(String::new(), |PathKind::Direct| ", direct".to_owned());
+            let on = path.map_or(String::new(), |path| format!(", {}", path.in_words()));
+            let why = reason.map_or(String::new(), |reason| format!(" ({reason})"));
             match state {
                 PeerState::Discovered => return None,
                 PeerState::Connecting => format!("connecting to {who}"),
                 PeerState::Connected => format!("{who} is here{on}"),
-                PeerState::PathChanged => format!("{who}: another path{on}"),
+                PeerState::PathChanged => format!("{who}: another path{on}{why}"),
                 PeerState::Reconnecting => format!("{who}: connection lost, trying again"),
-                PeerState::Left => {
-                    format!("{who} left{}", reason.map_or(String::new(), |r| format!(" ({r})")))
-                }
+                PeerState::Left => format!("{who} left{why}"),
             }
         }
         Event::FirstAudio { peer_id, since_start_ms } => {

@@ -11,6 +11,7 @@ pub mod controls;
 pub mod events;
 pub mod identity;
 pub mod invite;
+pub mod ladder;
 pub mod media;
 pub mod meters;
 pub mod node;

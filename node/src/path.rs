@@ -1,4 +1,4 @@
-//! A path: one way that datagrams take to one peer, and which of several is the best.
+//! A path: one way that datagrams take to one peer. Which of several is used, [`crate::ladder`] decides.
 //!
 //! The media plane and the session know no QUIC: they send datagrams into a [`Path`]. Datagrams are deduplicated by
 //! the session's and the sender keys' counters, so two paths may overlap while one replaces the other.
@@ -14,9 +14,6 @@ use crate::{
     events::PathKind,
     transport::{self, MediaController},
 };
-
-/// A better path must be better by this much, or the call would flap between two equal ones.
-pub const SWITCH_MARGIN: Duration = Duration::from_millis(5);
 
 /// A queue that stands this long says that the link is full.
 pub const QUEUE_MEANS_FULL: Duration = Duration::from_millis(60);
@@ -62,20 +59,66 @@ pub trait Path: Send + Sync {
     fn id(&self) -> usize;
     /// False once nothing can be sent any more.
     fn is_open(&self) -> bool;
-    /// Ends it.
-    fn close(&self);
+    /// Ends it, and says why to the other side.
+    fn close(&self, why: CloseReason);
+    /// It works but will end soon: its server said so. Anything else is better.
+    fn is_leaving(&self) -> bool {
+        false
+    }
+    /// An end-to-end round trip measured on it. A path that measures its own ignores this.
+    fn measured(&self, _rtt: Duration) {}
+}
+
+/// Why a path is closed. The other side is told, and may log it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Another path to the same peer is better, and stays.
+    Duplicate,
+    /// Nobody there shares our room.
+    Stranger,
+    /// We leave, or said goodbye to this peer.
+    Goodbye,
+    /// Nothing came on it for too long.
+    Silent,
+}
+
+impl CloseReason {
+    /// What the other side reads.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Duplicate => "another path is better",
+            Self::Stranger => "not in this room",
+            Self::Goodbye => "goodbye",
+            Self::Silent => "silent for too long",
+        }
+    }
+}
+
+/// The rungs of the ladder, best first: a lower one is always preferred, whatever its round trip.
+pub fn rung(kind: PathKind) -> u8 {
+    match kind {
+        PathKind::Direct | PathKind::Punched => 0,
+        PathKind::Relayed => 1,
+        PathKind::Tcp => 2,
+    }
 }
 
 /// A direct QUIC connection.
 pub struct QuicPath {
     connection: quinn::Connection,
     dialer: bool,
+    kind: PathKind,
 }
 
 impl QuicPath {
     /// A path over an authenticated connection.
     pub fn new(connection: quinn::Connection, dialer: bool) -> Self {
-        Self { connection, dialer }
+        Self { connection, dialer, kind: PathKind::Direct }
+    }
+
+    /// The same, where a hole was punched for it.
+    pub fn punched(connection: quinn::Connection, dialer: bool) -> Self {
+        Self { kind: PathKind::Punched, ..Self::new(connection, dialer) }
     }
 }
 
@@ -122,7 +165,7 @@ impl Path for QuicPath {
     }
 
     fn kind(&self) -> PathKind {
-        PathKind::Direct
+        self.kind
     }
 
     fn remote(&self) -> Multiaddr {
@@ -137,14 +180,21 @@ impl Path for QuicPath {
         self.connection.close_reason().is_none()
     }
 
-    fn close(&self) {
-        self.connection.close(0u32.into(), b"another path is better");
+    fn close(&self, why: CloseReason) {
+        self.connection.close(0u32.into(), why.in_words().as_bytes());
     }
 }
 
 /// The path in use towards one peer, shared with the media thread, which only ever reads it.
 #[derive(Clone, Default)]
-pub struct Route(Arc<ArcSwapOption<Arc<dyn Path>>>);
+pub struct Route(Arc<ArcSwapOption<Used>>);
+
+/// What a route leads over.
+struct Used {
+    path: Arc<dyn Path>,
+    /// While one path takes over from another, both are sent on: receivers take the first of two equal datagrams.
+    also: Option<Arc<dyn Path>>,
+}
 
 impl Route {
     /// Sends on the present path, if there is one.
@@ -153,106 +203,30 @@ impl Route {
     /// [`SendError::Closed`] while there is none.
     pub fn send(&self, datagram: Bytes) -> Result<(), SendError> {
         match &*self.0.load() {
-            Some(path) => path.send(datagram),
+            Some(used) => match &used.also {
+                Some(also) => {
+                    let first = used.path.send(datagram.clone());
+                    also.send(datagram).or(first)
+                }
+                None => used.path.send(datagram),
+            },
             None => Err(SendError::Closed),
         }
     }
 
     /// The path in use.
     pub fn path(&self) -> Option<Arc<dyn Path>> {
-        self.0.load_full().map(|path| (*path).clone())
+        self.0.load().as_ref().map(|used| used.path.clone())
     }
 
     /// Puts another path, or none, in its place. Takes effect with the next datagram.
-    pub fn set(&self, path: Option<Arc<dyn Path>>) {
-        self.0.store(path.map(Arc::new));
+    pub fn set(&self, path: Option<Arc<dyn Path>>, also: Option<Arc<dyn Path>>) {
+        self.0.store(path.map(|path| Arc::new(Used { path, also })));
     }
 }
 
 impl std::fmt::Debug for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Route").field(&self.path().map(|path| path.remote())).finish()
-    }
-}
-
-/// All paths to one peer. One is in use; the others stay for a while, then go.
-#[derive(Default)]
-pub struct Paths {
-    open: Vec<Arc<dyn Path>>,
-    route: Route,
-}
-
-/// Paths to one peer at a time. More than that is an attack or a bug: the newest is refused.
-pub const MAX_PATHS: usize = 8;
-
-impl Paths {
-    /// What the media thread holds on to.
-    pub fn route(&self) -> Route {
-        self.route.clone()
-    }
-
-    /// Takes a new path in. False where there are [`MAX_PATHS`] already.
-    pub fn add(&mut self, path: Arc<dyn Path>) -> bool {
-        self.drop_closed();
-        if self.open.len() >= MAX_PATHS {
-            return false;
-        }
-        self.open.push(path);
-        true
-    }
-
-    /// Forgets closed paths and puts the best of the rest in use. True where the route changed.
-    ///
-    /// `prefer` breaks ties the same way on both sides, so that both keep the same one of two equal connections.
-    pub fn choose(&mut self, prefer: impl Fn(&dyn Path) -> bool) -> bool {
-        self.drop_closed();
-        let current = self.route.path().filter(|path| path.is_open());
-        let best = self.open.iter().min_by_key(|path| {
-            let bonus = if prefer(path.as_ref()) { Duration::ZERO } else { SWITCH_MARGIN };
-            let stay = if current.as_ref().is_some_and(|c| c.id() == path.id()) {
-                Duration::ZERO
-            } else {
-                SWITCH_MARGIN
-            };
-            (path.rtt() + bonus + stay, path.id())
-        });
-        let changed = match (&current, best) {
-            (Some(current), Some(best)) => current.id() != best.id(),
-            (None, None) => self.route.path().is_some(),
-            _ => true,
-        };
-        if changed {
-            self.route.set(best.cloned());
-        }
-        changed
-    }
-
-    /// Closes every path but the one in use.
-    pub fn close_spare(&mut self) {
-        let used = self.route.path().map(|path| path.id());
-        for path in self.open.iter().filter(|path| Some(path.id()) != used) {
-            path.close();
-        }
-        self.drop_closed();
-    }
-
-    /// Closes all of them.
-    pub fn close_all(&mut self) {
-        self.open.drain(..).for_each(|path| path.close());
-        self.route.set(None);
-    }
-
-    /// How many are open.
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
-
-    /// True where no path is open.
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
-
-    fn drop_closed(&mut self) {
-        self.open.retain(|path| path.is_open());
     }
 }

@@ -25,6 +25,10 @@ pub enum Telemetry {
     /// How long our packets take from the encoder into QUIC: sealing, and the members before this one. Microseconds,
     /// the mean of a second.
     SendDelay(u32),
+    /// "Does this path work?" Answered on the path that it came on.
+    PathPing(u32),
+    /// The answer, with the number of the question.
+    PathPong(u32),
 }
 
 impl Telemetry {

@@ -141,6 +141,12 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         invite: args.room,
         listen: if args.listen.is_empty() { everywhere() } else { args.listen },
         announce: args.announce,
+        path: match args.path {
+            PathChoice::Auto => node::PathChoice::Auto,
+            PathChoice::Direct => node::PathChoice::Direct,
+            PathChoice::Relay => node::PathChoice::Relay,
+            PathChoice::Tcp => node::PathChoice::Tcp,
+        },
         profile: if music { hallway_codec::Profile::Music } else { hallway_codec::Profile::Talk },
         channels,
         max_kbps: args.max_rate,

@@ -10,6 +10,32 @@ use crate::{
     controls::Controls, events::Notice, invite::Invite, media, rendezvous, session, volumes::Volumes,
 };
 
+/// Which rungs of the path ladder may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathChoice {
+    /// All of them; the best is kept.
+    #[default]
+    Auto,
+    /// Only direct ones: no voice through a server.
+    Direct,
+    /// Only through a server, which hides our address from the other members.
+    Relay,
+    /// Only through a server, and over TCP.
+    Tcp,
+}
+
+impl PathChoice {
+    /// Whether members may be connected to directly, and may connect to us.
+    pub fn direct(self) -> bool {
+        matches!(self, Self::Auto | Self::Direct)
+    }
+
+    /// Whether voice may go through a server.
+    pub fn relay(self) -> bool {
+        self != Self::Direct
+    }
+}
+
 /// What a node is to do.
 pub struct Config {
     /// Who we are.
@@ -24,6 +50,8 @@ pub struct Config {
     pub listen: Vec<Multiaddr>,
     /// What to tell others instead of where we listen. Empty: where we listen, and what servers saw.
     pub announce: Vec<Multiaddr>,
+    /// Which rungs of the path ladder may be used.
+    pub path: PathChoice,
     /// Whether to look on the local network too.
     pub lan: bool,
     /// Voice or music.

@@ -92,7 +92,7 @@ impl Node {
 
     /// How far a peer is away; without a path it counts as far away.
     fn scope_of_peer(&self, id: &PeerId) -> Scope {
-        let path = self.peers.get(id).and_then(|peer| peer.paths.route().path());
+        let path = self.peers.get(id).and_then(|peer| peer.paths.used());
         path.and_then(|path| scope_of(&path.remote())).unwrap_or(Scope::Public)
     }
 
@@ -108,9 +108,10 @@ impl Node {
         let new = !peer.wanted;
         peer.wanted = true;
         peer.learn(addresses);
-        if peer.paths.is_empty() {
+        if peer.paths.direct() == 0 {
             peer.dial_at(now + patience);
-        } else if !peer.session.is_established() && !peer.session.is_connecting() {
+        }
+        if !peer.paths.is_empty() && !peer.session.is_established() && !peer.session.is_connecting() {
             // It reached us before we heard of it, and has not begun: it may not know yet that we share a room.
             peer.session.connect(now);
         }
@@ -209,18 +210,16 @@ impl Node {
         };
         let path: Arc<dyn Path> = Arc::new(QuicPath::new(connection.clone(), dialer));
         known.session.set_rtt_hint(path.rtt());
-        // A path that has been dead for a while would not be given up for a fresh one by round trips alone.
-        if known.is_silent(now) {
-            known.paths.close_all();
-        }
-        if !known.paths.add(path.clone()) {
+        known.paths.look(now);
+        known.paths.close_silent(now);
+        if !known.paths.add(now, path.clone()) {
             connection.close(0u32.into(), b"too many connections");
             return;
         }
         known.connected(now);
-        let inbox = known.inbox.clone();
+        let (via, inbox) = (path.id(), known.inbox.clone());
         let start = dialer && known.wanted && !known.session.is_established();
-        tokio::spawn(read(peer, connection, inbox, self.control_sender.clone()));
+        tokio::spawn(read(peer, via, connection, inbox, self.control_sender.clone()));
         self.budget.succeeded(&path.remote());
         self.choose_path(peer);
         if let Some(known) = self.peers.get_mut(&peer)
@@ -232,27 +231,24 @@ impl Node {
 
     /// Puts the best path in use and tells of the change.
     pub(super) fn choose_path(&mut self, id: PeerId) {
+        let now = Instant::now();
         let prefer_dialer = dials_first(&self.me, &id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let had = peer.paths.route().path().is_some();
-        if !peer.paths.choose(|path| path.is_dialer() == prefer_dialer) {
-            return;
-        }
-        let path = peer.paths.route().path();
-        let has = path.is_some();
+        let Some(why) = peer.paths.choose(now, |path| path.is_dialer() == prefer_dialer) else { return };
         let member = peer.name.is_some();
-        match path {
-            Some(path) if peer.session.is_established() => peer.prove(path.remote()),
-            None if member => peer.lost(Instant::now()),
-            _ => {}
+        if peer.session.is_established() {
+            peer.prove_used();
         }
-        if !has && (member || peer.wanted) {
-            let patience = if prefer_dialer { Duration::ZERO } else { DIAL_SECOND };
-            peer.dial_at(Instant::now() + patience);
+        if why == Why::Gone && member {
+            peer.lost(now);
         }
-        match (member, had, has) {
-            (true, _, false) => self.tell_peer(id, PeerState::Reconnecting, None),
-            (true, _, true) => self.tell_peer(id, PeerState::PathChanged, None),
+        // Above the best rung a direct path is tried for at once, and again and again.
+        if peer.paths.direct() == 0 && (member || peer.wanted) {
+            peer.dial_at(now + if prefer_dialer { Duration::ZERO } else { DIAL_SECOND });
+        }
+        match (member, why) {
+            (true, Why::Gone) => self.tell_peer(id, PeerState::Reconnecting, None),
+            (true, why) => self.tell_peer(id, PeerState::PathChanged, Some(why.in_words())),
             _ => {}
         }
     }
@@ -266,7 +262,7 @@ impl Node {
             let is_server = self.links.is_server(&id);
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             // Only one side closes, or each might close the path that the other kept.
-            if peer.paths.len() > 1 && decides {
+            if peer.paths.direct() > 1 && decides {
                 let since = *peer.spare_since.get_or_insert(now);
                 if now.duration_since(since) >= SPARE_PATH_TIME {
                     peer.paths.close_spare();
@@ -278,7 +274,7 @@ impl Node {
             let idle = !peer.session.is_established() && !peer.session.is_connecting();
             if idle && !is_server && now.duration_since(peer.since) >= STRANGER_TIMEOUT {
                 let lost_with_path = peer.lost_since.is_some() && !peer.paths.is_empty();
-                peer.paths.close_all();
+                peer.paths.close_all(CloseReason::Stranger);
                 if !peer.wanted {
                     self.peers.remove(&id);
                     continue;
@@ -308,15 +304,14 @@ impl Node {
     pub(super) fn forget(&mut self, id: PeerId) {
         if let Some(mut peer) = self.peers.remove(&id) {
             let now = Instant::now();
+            let why =
+                if peer.session.is_established() { CloseReason::Goodbye } else { CloseReason::Stranger };
             peer.session.close(now);
-            let route = peer.paths.route();
-            while let Some(datagram) = peer.session.poll_transmit(now) {
-                let _ = route.send(datagram.into());
-            }
+            peer.transmit(now);
             // The goodbye must leave the socket before the connection does.
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                peer.paths.close_all();
+                peer.paths.close_all(why);
             });
         }
     }
@@ -384,6 +379,7 @@ impl Node {
 /// Reads one connection's datagrams: voice to the media thread, the rest to the node loop.
 async fn read(
     peer: PeerId,
+    via: usize,
     connection: quinn::Connection,
     inbox: media::Inbox,
     control: mpsc::Sender<FromPath>,
@@ -400,7 +396,7 @@ async fn read(
         }
         taken = taken.saturating_add(1);
         if taken <= MAX_CONTROL_PER_SECOND {
-            let _ = control.try_send(FromPath::Control { peer, arrived, bytes });
+            let _ = control.try_send(FromPath::Control { peer, via, arrived, bytes });
         }
     }
     let _ = control.send(FromPath::Closed { peer }).await;

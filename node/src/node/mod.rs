@@ -48,8 +48,9 @@ use crate::{
         self, Card, Event, Notice, PeerState, PeerStats, PeerSummary, Percentiles, RendezvousState, Stamped,
         Summary, ms,
     },
+    ladder::Why,
     media::{self, Command as MediaCommand, Datagram, Media, MediaEvent, MediaStats},
-    path::{Path, QuicPath},
+    path::{CloseReason, Path, QuicPath},
     rendezvous::{self, ClientEvent, DialBudget, Scope, policy, scope_of},
     room::{Departure, Output, Room, RoomRefusal},
     session::{self, Local, Refusal, Session},
@@ -57,7 +58,7 @@ use crate::{
     transport::{self, Authenticated},
 };
 pub use command::{Answer, Command, MAX_WAITING_ORDERS, Order};
-pub use config::{Config, Ended, Error};
+pub use config::{Config, Ended, Error, PathChoice};
 use elsewhere::Elsewhere;
 use peer::{MAX_LOST, Peer, dials_first};
 use server_links::ServerLinks;
@@ -92,8 +93,16 @@ const FAREWELL: Duration = Duration::from_millis(400);
 
 /// A datagram for the node loop, or the end of a connection.
 enum FromPath {
-    Control { peer: PeerId, arrived: Micros, bytes: Bytes },
-    Closed { peer: PeerId },
+    /// `via` is the path that it came on.
+    Control {
+        peer: PeerId,
+        via: usize,
+        arrived: Micros,
+        bytes: Bytes,
+    },
+    Closed {
+        peer: PeerId,
+    },
 }
 
 /// A node in a room.
@@ -268,7 +277,7 @@ impl Node {
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
                 tracing::debug!(%peer, %error, "dial failed");
                 if let Some(known) = self.peers.get_mut(&peer)
-                    && known.paths.is_empty()
+                    && known.paths.direct() == 0
                 {
                     known.dial_failed(now);
                 }
@@ -280,10 +289,10 @@ impl Node {
     fn handle_from_path(&mut self, from_path: FromPath) {
         let now = Instant::now();
         match from_path {
-            FromPath::Control { peer, arrived, bytes } => {
+            FromPath::Control { peer, via, arrived, bytes } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.session.handle_datagram(now, &bytes);
-                    self.drain_session(peer, arrived);
+                    self.drain_session(peer, Some((via, arrived)));
                 }
             }
             FromPath::Closed { peer } => self.choose_path(peer),
@@ -300,13 +309,17 @@ impl Node {
         {
             self.ended.get_or_insert(Ended::NoPeer { waited: patience });
         }
-        let (mut dial, mut fresh) = (Vec::new(), Vec::new());
+        let (mut dial, mut fresh, mut looked) = (Vec::new(), Vec::new(), Vec::new());
         for (id, peer) in &mut self.peers {
             if peer.next_dial.is_some_and(|at| at <= now) {
                 peer.next_dial = None;
-                if peer.paths.is_empty() {
+                if peer.paths.direct() == 0 {
                     dial.push(*id);
                 }
+            }
+            if peer.session.is_established() && peer.paths.look(now) {
+                looked.push(*id);
+                peer.ask_paths(now);
             }
             if peer.ping_due(now) {
                 let ping = Telemetry::Ping { sent_us: clock::now().0 };
@@ -322,6 +335,9 @@ impl Node {
         for peer in fresh {
             self.dial_fresh(peer);
         }
+        for peer in looked {
+            self.choose_path(peer);
+        }
         self.config.volumes.save_soon(now);
         if let Err(error) = self.links.rotate() {
             tracing::error!(%error, "the room's name of tomorrow could not be registered");
@@ -332,25 +348,20 @@ impl Node {
 
     /// Lets sessions and room speak until nothing is left to say.
     fn pump(&mut self) {
-        let arrived = clock::now();
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
-            self.drain_session(id, arrived);
+            self.drain_session(id, None);
         }
     }
 
-    fn drain_session(&mut self, id: PeerId, arrived: Micros) {
+    /// `from` is the path on which something has just come, and when.
+    fn drain_session(&mut self, id: PeerId, from: Option<(usize, Micros)>) {
         loop {
             let now = Instant::now();
             let Some(peer) = self.peers.get_mut(&id) else { return };
-            let route = peer.paths.route();
-            while let Some(datagram) = peer.session.poll_transmit(now) {
-                if let Err(error) = route.send(datagram.into()) {
-                    tracing::debug!(peer = %id, %error, "control datagram not sent");
-                }
-            }
+            peer.transmit(now);
             match peer.session.poll_event() {
-                Some(event) => self.handle_session(id, event, arrived),
+                Some(event) => self.handle_session(id, event, from),
                 None => break,
             }
         }
@@ -363,17 +374,17 @@ impl Node {
         }
     }
 
-    fn handle_session(&mut self, id: PeerId, event: session::Event, arrived: Micros) {
+    fn handle_session(&mut self, id: PeerId, event: session::Event, from: Option<(usize, Micros)>) {
         let now = Instant::now();
+        let (via, arrived) = from.unwrap_or_else(|| (usize::MAX, clock::now()));
         let Some(peer) = self.peers.get_mut(&id) else { return };
         match event {
             session::Event::Established { .. } => {
                 peer.wanted = true;
                 peer.lost_since = None;
                 let (route, inbox) = (peer.paths.route(), peer.inbox.clone());
-                if let Some(path) = route.path() {
-                    peer.prove(path.remote());
-                }
+                peer.paths.handle_arrival(now, via);
+                peer.prove_used();
                 let addresses = peer.addresses.clone();
                 if self.room.handle_established(now, id, addresses) {
                     self.elsewhere.remove(&id);
@@ -395,7 +406,14 @@ impl Node {
                 Some(Telemetry::Ping { sent_us }) => {
                     let (arrived_us, answered_us) = (arrived.0, clock::now().0);
                     let pong = Telemetry::Pong { sent_us, arrived_us, answered_us };
-                    let _ = peer.session.send_unreliable(now, &pong.encode());
+                    peer.answer(now, via, &pong);
+                }
+                Some(Telemetry::PathPing(question)) => {
+                    peer.answer(now, via, &Telemetry::PathPong(question));
+                }
+                Some(Telemetry::PathPong(question)) => {
+                    peer.paths.handle_answer(now, via, question);
+                    self.choose_path(id);
                 }
                 Some(Telemetry::Pong { sent_us, arrived_us, answered_us }) => {
                     let exchange = Exchange {
@@ -424,7 +442,7 @@ impl Node {
             }
             session::Event::TimedOut => {
                 tracing::debug!(peer = %id, "no answer to the handshake");
-                peer.paths.close_all();
+                peer.paths.close_all(CloseReason::Stranger);
                 peer.dial_failed(now);
             }
             session::Event::Lost => self.call_lost(id, now),
@@ -446,10 +464,7 @@ impl Node {
                     tracing::warn!(peer = %to, %error, "message not sent");
                 }
                 if let Some(peer) = self.peers.get_mut(&to) {
-                    let route = peer.paths.route();
-                    while let Some(datagram) = peer.session.poll_transmit(now) {
-                        let _ = route.send(datagram.into());
-                    }
+                    peer.transmit(now);
                 }
             }
             Output::Seal(key) => self.command_media(MediaCommand::Seal(key)),
@@ -511,10 +526,7 @@ impl Node {
         }
         for peer in self.peers.values_mut() {
             peer.session.close(now);
-            let route = peer.paths.route();
-            while let Some(datagram) = peer.session.poll_transmit(now) {
-                let _ = route.send(datagram.into());
-            }
+            peer.transmit(now);
         }
         let media_done = async {
             self.media.command(MediaCommand::Stop);
@@ -546,7 +558,7 @@ impl Node {
         for id in ids {
             self.remember(id);
             if let Some(peer) = self.peers.get_mut(&id) {
-                peer.paths.close_all();
+                peer.paths.close_all(CloseReason::Goodbye);
             }
         }
         self.emit_summary().await;

@@ -2,15 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hallway_codec::Stages;
 use libp2p::{Multiaddr, PeerId};
 
 use crate::{
     clock::OffsetFilter,
     events::{PeerState, PeerStats},
+    ladder::Paths,
     media::Inbox,
-    path::Paths,
+    path::{Path, rung},
     session::Session,
+    telemetry::Telemetry,
 };
 
 /// Addresses remembered of one peer.
@@ -35,11 +38,11 @@ pub const MAX_LOST: usize = 32;
 const CALL_LOST_LEAST: Duration = Duration::from_millis(1500);
 const CALL_LOST_MOST: Duration = Duration::from_secs(10);
 
-/// A member speaks all the time, muted or not. A path on which nothing came for this long is taken for dead, and another
-/// one is dialled beside it: QUIC itself would be silent for as long again after the link is back.
-pub const SILENT_AFTER: Duration = Duration::from_millis(1200);
-/// How often a fresh path is dialled beside a silent one.
+/// A member speaks all the time, muted or not. Where nothing comes on its path, a fresh one is dialled beside it this
+/// often: QUIC itself would be silent for as long again after the link is back.
 const FRESH_EVERY: Duration = Duration::from_millis(800);
+/// Where voice goes through a server, a direct path is tried again after this long at the most.
+const IMPROVE_AT_MOST: Duration = Duration::from_secs(8);
 
 /// One peer.
 pub struct Peer {
@@ -68,8 +71,6 @@ pub struct Peer {
     pings: u32,
     /// UDP bytes of the path at the last figures: sent, received, and of which path.
     pub counted: Option<(usize, u64, u64)>,
-    /// What came last on the path in use: which path, bytes received, since when unchanged.
-    heard: Option<(usize, u64, Instant)>,
     next_fresh: Instant,
     pub first_audio_ms: Option<f64>,
     /// The newest figures.
@@ -98,7 +99,6 @@ impl Peer {
             next_ping: now,
             pings: 0,
             counted: None,
-            heard: None,
             next_fresh: now,
             first_audio_ms: None,
             figures: None,
@@ -159,7 +159,8 @@ impl Peer {
         if self.lost_since.is_some() {
             return self.dial_begun(now);
         }
-        let wait = REDIAL_AFTER.saturating_mul(1 << self.dials_failed.min(5)).min(REDIAL_AT_MOST);
+        let most = if self.session.is_established() { IMPROVE_AT_MOST } else { REDIAL_AT_MOST };
+        let wait = REDIAL_AFTER.saturating_mul(1 << self.dials_failed.min(5)).min(most);
         self.dials_failed = self.dials_failed.saturating_add(1);
         self.dial_at(now + wait);
     }
@@ -167,6 +168,51 @@ impl Peer {
     /// Nothing may be dialled now.
     pub fn dial_denied(&mut self, now: Instant) {
         self.dial_at(now + ASK_BUDGET_AGAIN);
+    }
+
+    /// Sends what the session wants to say: on the path in use, and before there is a session on all of them, since
+    /// nobody knows yet which one works.
+    pub fn transmit(&mut self, now: Instant) {
+        let route = self.paths.route();
+        while let Some(datagram) = self.session.poll_transmit(now) {
+            let datagram = Bytes::from(datagram);
+            if !self.session.is_established() {
+                self.paths.send_everywhere(&datagram);
+            } else if let Err(error) = route.send(datagram) {
+                tracing::debug!(peer = %self.session.peer(), %error, "control datagram not sent");
+            }
+        }
+    }
+
+    /// Says something on one path, whichever is in use.
+    fn say_on(&mut self, now: Instant, path: &dyn Path, message: &Telemetry) {
+        self.transmit(now);
+        let _ = self.session.send_unreliable(now, &message.encode());
+        while let Some(datagram) = self.session.poll_transmit(now) {
+            let _ = path.send(datagram.into());
+        }
+    }
+
+    /// Answers on the path that the question came on.
+    pub fn answer(&mut self, now: Instant, via: usize, message: &Telemetry) {
+        match self.paths.get(via) {
+            Some(path) => self.say_on(now, path.as_ref(), message),
+            None => drop(self.session.send_unreliable(now, &message.encode())),
+        }
+    }
+
+    /// Asks on every path where that is due whether it works.
+    pub fn ask_paths(&mut self, now: Instant) {
+        while let Some((question, path)) = self.paths.poll_probe(now) {
+            self.say_on(now, path.as_ref(), &Telemetry::PathPing(question));
+        }
+    }
+
+    /// The path in use has proven to lead to a member. A relay's address proves nothing.
+    pub fn prove_used(&mut self) {
+        if let Some(path) = self.paths.used().filter(|path| rung(path.kind()) == 0) {
+            self.prove(path.remote());
+        }
     }
 
     /// A path is up.
@@ -180,27 +226,9 @@ impl Peer {
         }
     }
 
-    /// Takes a look at the path in use. True where nothing came on it for [`SILENT_AFTER`].
-    pub fn is_silent(&mut self, now: Instant) -> bool {
-        let Some(path) = self.paths.route().path() else {
-            self.heard = None;
-            return false;
-        };
-        let (_, received) = path.bytes();
-        match self.heard {
-            Some((id, bytes, since)) if (id, bytes) == (path.id(), received) => {
-                now.saturating_duration_since(since) >= SILENT_AFTER
-            }
-            _ => {
-                self.heard = Some((path.id(), received, now));
-                false
-            }
-        }
-    }
-
     /// True when it is time to dial a fresh path beside a silent one; counts as dialled.
     pub fn fresh_due(&mut self, now: Instant) -> bool {
-        let due = now >= self.next_fresh && self.is_silent(now);
+        let due = now >= self.next_fresh && self.paths.is_silent(now);
         if due {
             self.next_fresh = now + FRESH_EVERY;
         }
@@ -219,8 +247,10 @@ impl Peer {
 
     /// When something is to be done for this peer next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let ping = self.session.is_established().then_some(self.next_ping);
-        [self.session.poll_timeout(), self.next_dial, ping].into_iter().flatten().min()
+        let established = self.session.is_established();
+        let ping = established.then_some(self.next_ping);
+        let look = self.paths.look_due().filter(|_| established);
+        [self.session.poll_timeout(), self.next_dial, ping, look].into_iter().flatten().min()
     }
 }
 
@@ -324,56 +354,24 @@ mod tests {
         assert!(!peer.is_given_up(now + CALL_THE_LOST), "only members are given up by time");
     }
 
-    struct Wire(std::sync::atomic::AtomicU64);
-
-    impl crate::path::Path for Wire {
-        fn send(&self, _: bytes::Bytes) -> Result<(), crate::path::SendError> {
-            Ok(())
-        }
-        fn max_size(&self) -> usize {
-            1200
-        }
-        fn rtt(&self) -> Duration {
-            Duration::ZERO
-        }
-        fn stats(&self) -> hallway_codec::PathStats {
-            hallway_codec::PathStats::default()
-        }
-        fn bytes(&self) -> (u64, u64) {
-            (0, self.0.load(std::sync::atomic::Ordering::Relaxed))
-        }
-        fn is_dialer(&self) -> bool {
-            true
-        }
-        fn kind(&self) -> crate::events::PathKind {
-            crate::events::PathKind::Direct
-        }
-        fn remote(&self) -> Multiaddr {
-            Multiaddr::empty()
-        }
-        fn id(&self) -> usize {
-            1
-        }
-        fn is_open(&self) -> bool {
-            true
-        }
-        fn close(&self) {}
-    }
-
     #[test]
     fn beside_a_silent_path_a_fresh_one_is_dialled_until_something_comes() {
         let start = Instant::now();
         let after = |ms: u64| start + Duration::from_millis(ms);
         let mut peer = peer(start);
         assert!(!peer.fresh_due(start), "no path is no silent path");
-        let wire = std::sync::Arc::new(Wire(7.into()));
-        peer.paths.add(wire.clone());
-        peer.paths.choose(|_| true);
+        let wire = crate::ladder::tests::wire(1, crate::events::PathKind::Direct, 0);
+        peer.paths.add(start, wire.clone());
+        peer.paths.choose(start, |_| true);
         let due = |peer: &mut Peer, from: u64, to: u64| {
-            (from..to).step_by(100).filter(|ms| peer.fresh_due(after(*ms))).collect::<Vec<_>>()
+            let look = |ms: &u64| {
+                peer.paths.look(after(*ms));
+                peer.fresh_due(after(*ms))
+            };
+            (from..to).step_by(100).filter(look).collect::<Vec<_>>()
         };
         assert_eq!(due(&mut peer, 0, 3000), [1200, 2000, 2800]);
-        wire.0.store(8, std::sync::atomic::Ordering::Relaxed);
+        wire.received.store(8, std::sync::atomic::Ordering::Relaxed);
         assert!(due(&mut peer, 3000, 4800).iter().all(|ms| *ms >= 4200), "heard again");
     }
 

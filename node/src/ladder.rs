@@ -1,0 +1,597 @@
+//! The ladder: all paths to one peer, and which of them its datagrams take. Pure: it is told the time.
+//!
+//! Everything is tried at once; the first path that works carries the voice, the lowest rung ([`rung`]) is kept. After
+//! [`Paths::add`] and whenever [`Paths::look_due`] says so: [`Paths::look`], then [`Paths::choose`]. A path works once
+//! something came on it end to end: for a QUIC connection its handshake did, another one has to answer a question
+//! ([`Paths::poll_probe`], [`Paths::handle_answer`]). Receivers take the first of two equal datagrams, so for
+//! [`OVERLAP`] after a change both paths are sent on, and nothing is lost if the new one fails.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    events::PathKind,
+    path::{CloseReason, Path, Route, rung},
+};
+
+/// A better path of the same rung must be better by this much, or the call would flap between two equal ones.
+pub const SWITCH_MARGIN: Duration = Duration::from_millis(5);
+/// Paths to one peer at a time. More than that is an attack or a bug: the newest is refused.
+pub const MAX_PATHS: usize = 8;
+/// How often it is looked whether something came.
+pub const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A path on which something came at nearly every look is silent after this time: a voice never pauses for so long.
+pub const BUSY_SILENT: Duration = Duration::from_millis(300);
+/// Any other path in use is silent after this time: questions are answered on it four times a second.
+pub const SILENT_AFTER: Duration = Duration::from_millis(1200);
+/// A path that only stands by is asked once a second, and not relied on after this time without an answer.
+pub const SPARE_SILENT: Duration = Duration::from_millis(3500);
+/// How long both paths are sent on when one takes over.
+pub const OVERLAP: Duration = Duration::from_millis(1000);
+/// A path that fell silent in use is not used again for this long, twice as long each time, up to the most.
+const BARRED_FOR: Duration = Duration::from_secs(2);
+const BARRED_MOST: Duration = Duration::from_secs(8);
+/// Questions on a path that never answered come this often at first, then every [`PROBE_EVERY`].
+const FIRST_PROBES_EVERY: Duration = Duration::from_millis(200);
+const FIRST_PROBES: u32 = 10;
+/// How often a path is asked.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Why another path is used than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// There was none.
+    First,
+    /// A better rung works now.
+    Better,
+    /// Another one of the same rung is quicker.
+    Quicker,
+    /// Nothing came any more on the one before.
+    Silent,
+    /// The one before was closed.
+    Closed,
+    /// The server of the one before shuts down.
+    Leaving,
+    /// None is left.
+    Gone,
+}
+
+impl Why {
+    /// For people.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::First => "the first that works",
+            Self::Better => "a better one works now",
+            Self::Quicker => "this one is quicker",
+            Self::Silent => "the one before fell silent",
+            Self::Closed => "the one before was closed",
+            Self::Leaving => "the server of the one before shuts down",
+            Self::Gone => "none is left",
+        }
+    }
+}
+
+/// One path and what is known of it.
+struct Rung {
+    path: Arc<dyn Path>,
+    /// Something came on it end to end.
+    proven: bool,
+    received: u64,
+    heard: Instant,
+    /// Whether something came, look by look, the newest in the lowest bit; as it was when something last came.
+    looks: u16,
+    busy: bool,
+    falls: u32,
+    barred_until: Option<Instant>,
+    asked: Option<(u32, Instant)>,
+    questions: u32,
+    next_question: Instant,
+}
+
+impl Rung {
+    fn is_silent(&self, now: Instant, used: bool, moved: bool) -> bool {
+        let patience = match (used, self.busy && !moved) {
+            (true, true) => BUSY_SILENT,
+            (true, false) => SILENT_AFTER,
+            (false, _) => SPARE_SILENT,
+        };
+        now.saturating_duration_since(self.heard) >= patience
+    }
+
+    fn works(&self, now: Instant, used: bool, moved: bool) -> bool {
+        self.proven
+            && self.path.is_open()
+            && !self.is_silent(now, used, moved)
+            && (used || self.barred_until.is_none_or(|until| until <= now))
+    }
+
+    fn heard(&mut self, now: Instant) {
+        (self.heard, self.proven) = (now, true);
+    }
+}
+
+/// All paths to one peer. One is in use; the others stand by.
+#[derive(Default)]
+pub struct Paths {
+    open: Vec<Rung>,
+    route: Route,
+    used: Option<usize>,
+    overlap_until: Option<Instant>,
+    next_look: Option<Instant>,
+    next_question: u32,
+}
+
+impl Paths {
+    /// What the media thread holds on to.
+    pub fn route(&self) -> Route {
+        self.route.clone()
+    }
+
+    /// The path in use.
+    pub fn used(&self) -> Option<Arc<dyn Path>> {
+        self.route.path()
+    }
+
+    /// Takes a new path in. False where there are [`MAX_PATHS`] already.
+    pub fn add(&mut self, now: Instant, path: Arc<dyn Path>) -> bool {
+        self.drop_closed();
+        if self.open.len() >= MAX_PATHS {
+            return false;
+        }
+        self.open.push(Rung {
+            proven: rung(path.kind()) == 0,
+            received: path.bytes().1,
+            heard: now,
+            looks: 0,
+            busy: false,
+            falls: 0,
+            barred_until: None,
+            asked: None,
+            questions: 0,
+            next_question: now,
+            path,
+        });
+        self.next_look = Some(now);
+        true
+    }
+
+    /// When [`Paths::look`] is due. `None` without paths.
+    pub fn look_due(&self) -> Option<Instant> {
+        self.next_look.filter(|_| !self.open.is_empty())
+    }
+
+    /// Sees on which paths something came. True where it was time to.
+    pub fn look(&mut self, now: Instant) -> bool {
+        if self.next_look.is_none_or(|due| now < due) {
+            return false;
+        }
+        self.next_look = Some(now + LOOK_EVERY);
+        for rung in &mut self.open {
+            let (_, received) = rung.path.bytes();
+            let came = received != rung.received;
+            rung.received = received;
+            rung.looks = rung.looks << 1 | u16::from(came);
+            if came {
+                rung.heard = now;
+                rung.busy = (rung.looks & 0xff).count_ones() >= 6;
+            }
+        }
+        if self.overlap_until.is_some_and(|until| until <= now) {
+            self.overlap_until = None;
+            let used = self.used();
+            self.route.set(used, None);
+        }
+        true
+    }
+
+    /// A datagram of the peer came on this path: it works.
+    pub fn handle_arrival(&mut self, now: Instant, id: usize) {
+        if let Some(rung) = self.open.iter_mut().find(|rung| rung.path.id() == id) {
+            rung.heard(now);
+        }
+    }
+
+    /// A question to be sent on a path, if one is due: its number, and the path. The peer answers on the same path.
+    pub fn poll_probe(&mut self, now: Instant) -> Option<(u32, Arc<dyn Path>)> {
+        self.drop_closed();
+        let rung = self.open.iter_mut().find(|rung| rung.next_question <= now)?;
+        rung.questions = rung.questions.saturating_add(1);
+        let quick = !rung.proven && rung.questions < FIRST_PROBES;
+        rung.next_question = now + if quick { FIRST_PROBES_EVERY } else { PROBE_EVERY };
+        self.next_question = self.next_question.wrapping_add(1);
+        rung.asked = Some((self.next_question, now));
+        Some((self.next_question, rung.path.clone()))
+    }
+
+    /// The answer to a question came on this path.
+    pub fn handle_answer(&mut self, now: Instant, id: usize, question: u32) {
+        let Some(rung) = self.open.iter_mut().find(|rung| rung.path.id() == id) else { return };
+        if let Some((asked, at)) = rung.asked
+            && asked == question
+        {
+            rung.asked = None;
+            rung.heard(now);
+            rung.path.measured(now.saturating_duration_since(at));
+        }
+    }
+
+    /// Forgets closed paths and puts the best of the rest in use. Tells why where that is another one than before.
+    ///
+    /// `prefer` breaks ties the same way on both sides, so that both keep the same one of two equal connections.
+    pub fn choose(&mut self, now: Instant, prefer: impl Fn(&dyn Path) -> bool) -> Option<Why> {
+        self.drop_closed();
+        let before = self.used;
+        let current = before.and_then(|id| self.open.iter().position(|rung| rung.path.id() == id));
+        let moved = self.voice_moved();
+        let current_works = current.is_some_and(|at| self.open[at].works(now, true, moved));
+        let key = |at: usize| {
+            let entry = &self.open[at];
+            let used = current == Some(at);
+            let path = entry.path.as_ref();
+            let bonus = if prefer(path) { Duration::ZERO } else { SWITCH_MARGIN };
+            let stay = if used { Duration::ZERO } else { SWITCH_MARGIN };
+            let works = entry.works(now, used, moved);
+            // Of paths that do not work the one in use is kept: it may only be slow.
+            (
+                !works,
+                !works && !used,
+                path.is_leaving(),
+                rung(path.kind()),
+                path.rtt() + bonus + stay,
+                path.id(),
+            )
+        };
+        let best = (0..self.open.len()).min_by_key(|at| key(*at));
+        let Some(best) = best else {
+            (self.used, self.overlap_until) = (None, None);
+            self.route.set(None, None);
+            return before.map(|_| Why::Gone);
+        };
+        if current == Some(best) {
+            return None;
+        }
+        let why = match (before, current) {
+            (None, _) => Why::First,
+            (Some(_), None) => Why::Closed,
+            (_, Some(at)) => {
+                let (old, new) = (&self.open[at].path, &self.open[best].path);
+                match () {
+                    () if !current_works => Why::Silent,
+                    () if old.is_leaving() => Why::Leaving,
+                    () if rung(new.kind()) < rung(old.kind()) => Why::Better,
+                    () => Why::Quicker,
+                }
+            }
+        };
+        let old = current.map(|at| {
+            let old = &mut self.open[at];
+            if why == Why::Silent {
+                let bar = BARRED_FOR.saturating_mul(1 << old.falls.min(4)).min(BARRED_MOST);
+                old.falls = old.falls.saturating_add(1);
+                old.barred_until = Some(now + bar);
+            }
+            old.path.clone()
+        });
+        let new = &mut self.open[best];
+        // It has a moment to show that the peer's datagrams come on it.
+        (new.heard, new.busy) = (now, false);
+        self.used = Some(new.path.id());
+        self.overlap_until = old.is_some().then(|| now + OVERLAP);
+        self.route.set(Some(new.path.clone()), old);
+        Some(why)
+    }
+
+    /// Whether nothing comes on the path in use.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.used_rung().is_some_and(|rung| rung.is_silent(now, true, self.voice_moved()))
+    }
+
+    /// Whether the path in use works: something came on it end to end, and still does.
+    pub fn works(&self, now: Instant) -> bool {
+        self.used_rung().is_some_and(|rung| rung.works(now, true, self.voice_moved()))
+    }
+
+    /// Whether a direct path is among them that is not known to be dead.
+    pub fn has_direct(&self, now: Instant) -> bool {
+        let direct = |entry: &&Rung| rung(entry.path.kind()) == 0;
+        self.open.iter().filter(direct).any(|entry| {
+            entry.path.is_open() && !entry.is_silent(now, self.used == Some(entry.path.id()), false)
+        })
+    }
+
+    /// Whether a path of this kind is open.
+    pub fn has(&self, kind: PathKind) -> bool {
+        self.open.iter().any(|rung| rung.path.kind() == kind && rung.path.is_open())
+    }
+
+    /// The open path with this number.
+    pub fn get(&self, id: usize) -> Option<Arc<dyn Path>> {
+        self.open.iter().find(|rung| rung.path.id() == id).map(|rung| rung.path.clone())
+    }
+
+    /// Sends on every open path: for the handshake, while it is not known which works.
+    pub fn send_everywhere(&self, datagram: &Bytes) {
+        for rung in &self.open {
+            let _ = rung.path.send(datagram.clone());
+        }
+    }
+
+    /// Closes every direct path but the best: relays cost nothing while they stand by.
+    pub fn close_spare(&mut self) {
+        let used = self.used;
+        let direct = self.open.iter().filter(|entry| rung(entry.path.kind()) == 0);
+        direct
+            .filter(|entry| Some(entry.path.id()) != used)
+            .for_each(|e| e.path.close(CloseReason::Duplicate));
+        self.drop_closed();
+    }
+
+    /// Closes direct paths on which nothing comes: beside one that is dead a fresh one would never be chosen by its
+    /// round trip alone.
+    pub fn close_silent(&mut self, now: Instant) {
+        let used = self.used;
+        for entry in self.open.iter().filter(|entry| rung(entry.path.kind()) == 0) {
+            if entry.is_silent(now, Some(entry.path.id()) == used, false) {
+                entry.path.close(CloseReason::Silent);
+            }
+        }
+        self.drop_closed();
+    }
+
+    /// Closes all of them.
+    pub fn close_all(&mut self, why: CloseReason) {
+        self.open.drain(..).for_each(|rung| rung.path.close(why));
+        (self.used, self.overlap_until) = (None, None);
+        self.route.set(None, None);
+    }
+
+    /// How many direct ones are open.
+    pub fn direct(&self) -> usize {
+        self.open.iter().filter(|entry| rung(entry.path.kind()) == 0).count()
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// True where no path is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// The peer's voice comes on another path than ours: that the one in use is quiet says nothing.
+    fn voice_moved(&self) -> bool {
+        let others = self.open.iter().filter(|rung| Some(rung.path.id()) != self.used);
+        others.into_iter().any(|rung| (rung.looks & 0b1111).count_ones() >= 2)
+    }
+
+    fn used_rung(&self) -> Option<&Rung> {
+        self.open.iter().find(|rung| Some(rung.path.id()) == self.used)
+    }
+
+    fn drop_closed(&mut self) {
+        self.open.retain(|rung| rung.path.is_open());
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+    use libp2p::Multiaddr;
+
+    use super::*;
+    use crate::path::SendError;
+
+    /// A path whose every property a test can set.
+    pub(crate) struct Wire {
+        id: usize,
+        kind: PathKind,
+        pub(crate) received: AtomicU64,
+        rtt_ms: AtomicU64,
+        open: AtomicBool,
+        leaving: AtomicBool,
+        sent: AtomicUsize,
+    }
+
+    pub(crate) fn wire(id: usize, kind: PathKind, rtt_ms: u64) -> Arc<Wire> {
+        Arc::new(Wire {
+            id,
+            kind,
+            received: AtomicU64::new(0),
+            rtt_ms: AtomicU64::new(rtt_ms),
+            open: AtomicBool::new(true),
+            leaving: AtomicBool::new(false),
+            sent: AtomicUsize::new(0),
+        })
+    }
+
+    impl Path for Wire {
+        fn send(&self, _: Bytes) -> Result<(), SendError> {
+            self.sent.fetch_add(1, Relaxed);
+            Ok(())
+        }
+        fn max_size(&self) -> usize {
+            1200
+        }
+        fn rtt(&self) -> Duration {
+            Duration::from_millis(self.rtt_ms.load(Relaxed))
+        }
+        fn stats(&self) -> hallway_codec::PathStats {
+            hallway_codec::PathStats::default()
+        }
+        fn bytes(&self) -> (u64, u64) {
+            (0, self.received.load(Relaxed))
+        }
+        fn is_dialer(&self) -> bool {
+            true
+        }
+        fn kind(&self) -> PathKind {
+            self.kind
+        }
+        fn remote(&self) -> Multiaddr {
+            Multiaddr::empty()
+        }
+        fn id(&self) -> usize {
+            self.id
+        }
+        fn is_open(&self) -> bool {
+            self.open.load(Relaxed)
+        }
+        fn close(&self, _: CloseReason) {
+            self.open.store(false, Relaxed);
+        }
+        fn is_leaving(&self) -> bool {
+            self.leaving.load(Relaxed)
+        }
+        fn measured(&self, rtt: Duration) {
+            self.rtt_ms.store(rtt.as_millis() as u64, Relaxed);
+        }
+    }
+
+    /// A ladder in virtual time, on whose paths voice comes or not.
+    struct Lab {
+        now: Instant,
+        paths: Paths,
+        told: Vec<(u64, Why, usize)>,
+        ms: u64,
+    }
+
+    impl Lab {
+        fn new() -> Self {
+            Self { now: Instant::now(), paths: Paths::default(), told: Vec::new(), ms: 0 }
+        }
+
+        fn add(&mut self, wire: &Arc<Wire>) {
+            assert!(self.paths.add(self.now, wire.clone()));
+            self.step(&[]);
+        }
+
+        fn step(&mut self, alive: &[&Arc<Wire>]) {
+            self.paths.look(self.now);
+            while let Some((question, path)) = self.paths.poll_probe(self.now) {
+                if alive.iter().any(|wire| wire.id == path.id()) {
+                    self.paths.handle_answer(self.now, path.id(), question);
+                }
+            }
+            if let Some(why) = self.paths.choose(self.now, |_| true) {
+                self.told.push((self.ms, why, self.paths.used.unwrap_or(0)));
+            }
+        }
+
+        /// For so long; voice comes on the first of these, answers on all of them.
+        fn run(&mut self, ms: u64, alive: &[&Arc<Wire>]) {
+            for _ in 0..ms / 20 {
+                (self.ms, self.now) = (self.ms + 20, self.now + Duration::from_millis(20));
+                if let Some(wire) = alive.first() {
+                    wire.received.fetch_add(100, Relaxed);
+                }
+                self.step(alive);
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_that_works_is_used_and_the_best_is_kept() {
+        let (tcp, relay, direct) =
+            (wire(1, PathKind::Tcp, 30), wire(2, PathKind::Relayed, 60), wire(3, PathKind::Direct, 90));
+        let mut lab = Lab::new();
+        lab.add(&tcp);
+        lab.run(100, &[&tcp]);
+        lab.add(&relay);
+        lab.run(100, &[&tcp]);
+        assert_eq!(lab.paths.used, Some(1), "a relay that never answered is not used");
+        lab.run(500, &[&tcp, &relay]);
+        assert_eq!(lab.paths.used, Some(2));
+        lab.add(&direct);
+        lab.run(3000, &[&direct, &relay, &tcp]);
+        assert_eq!(lab.paths.used, Some(3), "a lower rung wins although it is slower");
+        let whys: Vec<_> = lab.told.iter().map(|(_, why, id)| (*why, *id)).collect();
+        assert_eq!(whys, [(Why::First, 1), (Why::Better, 2), (Why::Better, 3)]);
+    }
+
+    #[test]
+    fn a_path_that_falls_silent_is_left_within_half_a_second_and_taken_again_when_it_is_back() {
+        let (relay, direct) = (wire(2, PathKind::Relayed, 60), wire(3, PathKind::Direct, 20));
+        let mut lab = Lab::new();
+        lab.add(&direct);
+        lab.add(&relay);
+        lab.run(3000, &[&direct, &relay]);
+        lab.told.clear();
+        lab.run(4000, &[&relay]);
+        let (at, why, id) = lab.told[0];
+        assert_eq!((why, id), (Why::Silent, 2));
+        assert!(at <= 3500, "left after {} ms", at - 3000);
+        lab.run(5000, &[&direct, &relay]);
+        assert_eq!(lab.told.last().map(|told| (told.1, told.2)), Some((Why::Better, 3)));
+        assert_eq!(lab.told.len(), 2, "{:?}", lab.told);
+    }
+
+    #[test]
+    fn a_path_that_comes_and_goes_is_barred_for_longer_each_time() {
+        let (relay, direct) = (wire(2, PathKind::Relayed, 60), wire(3, PathKind::Direct, 20));
+        let mut lab = Lab::new();
+        lab.add(&direct);
+        lab.add(&relay);
+        for _ in 0..60 {
+            lab.run(500, &[&direct, &relay]);
+            lab.run(500, &[&relay]);
+        }
+        assert!(lab.told.len() <= 14, "30 s of flapping: {:?}", lab.told);
+    }
+
+    #[test]
+    fn both_paths_are_sent_on_while_one_takes_over() {
+        let (relay, direct) = (wire(2, PathKind::Relayed, 60), wire(3, PathKind::Direct, 20));
+        let mut lab = Lab::new();
+        lab.add(&relay);
+        lab.run(1000, &[&relay]);
+        lab.add(&direct);
+        lab.run(20, &[&direct, &relay]);
+        lab.paths.route().send(Bytes::new()).unwrap();
+        assert_eq!((relay.sent.load(Relaxed), direct.sent.load(Relaxed)), (1, 1));
+        lab.run(OVERLAP.as_millis() as u64 + 200, &[&direct, &relay]);
+        lab.paths.route().send(Bytes::new()).unwrap();
+        assert_eq!((relay.sent.load(Relaxed), direct.sent.load(Relaxed)), (1, 2));
+    }
+
+    #[test]
+    fn a_relay_that_shuts_down_is_left_before_it_ends() {
+        let (one, two) = (wire(1, PathKind::Relayed, 20), wire(2, PathKind::Tcp, 90));
+        let mut lab = Lab::new();
+        lab.add(&one);
+        lab.add(&two);
+        lab.run(1000, &[&one, &two]);
+        one.leaving.store(true, Relaxed);
+        lab.run(40, &[&one, &two]);
+        assert_eq!(lab.told.last().map(|told| (told.1, told.2)), Some((Why::Leaving, 2)));
+    }
+
+    #[test]
+    fn equal_paths_do_not_flap_and_the_last_one_gone_is_told() {
+        let (one, two) = (wire(1, PathKind::Direct, 20), wire(2, PathKind::Direct, 18));
+        let mut lab = Lab::new();
+        lab.add(&one);
+        lab.add(&two);
+        lab.run(3000, &[&one, &two]);
+        assert_eq!(lab.told, [(0, Why::First, 1)]);
+        lab.paths.close_all(CloseReason::Goodbye);
+        assert!(lab.paths.is_empty() && lab.paths.used().is_none());
+        lab.add(&wire(4, PathKind::Direct, 1));
+        lab.paths.open[0].path.close(CloseReason::Goodbye);
+        lab.step(&[]);
+        assert_eq!(lab.told.last().map(|told| told.1), Some(Why::Gone));
+    }
+
+    #[test]
+    fn a_ninth_path_is_refused() {
+        let mut lab = Lab::new();
+        (1..=MAX_PATHS).for_each(|id| lab.add(&wire(id, PathKind::Direct, 1)));
+        assert!(!lab.paths.add(lab.now, wire(9, PathKind::Direct, 1)));
+    }
+}

@@ -324,7 +324,7 @@ pub fn write(out: &mut impl Write, format: Format, stamped: &Stamped) -> std::io
             out.write_all(b"\n")?;
         }
         Format::Plain => {
-            if let Some(line) = plain(&stamped.event) {
+            if let Some(line) = sentence(&stamped.event) {
                 writeln!(out, "{line}")?;
             }
         }
@@ -332,7 +332,7 @@ pub fn write(out: &mut impl Write, format: Format, stamped: &Stamped) -> std::io
     out.flush()
 }
 
-fn plain(event: &Event) -> Option<String> {
+pub(crate) fn sentence(event: &Event) -> Option<String> {
     let ms = |value: Option<f64>| value.map_or("–".to_owned(), |v| format!("{v:.0}"));
     Some(match event {
         Event::Ready { peer_id, .. } => format!("this node is {}", short(peer_id)),
@@ -564,7 +564,7 @@ mod tests {
     #[test]
     fn a_hostile_name_cannot_write_to_the_terminal() {
         let name = Some("\u{1b}]52;c;aGk=\u{7}\u{202e}ana\n[you]".to_owned());
-        let line = plain(&Event::Peer {
+        let line = sentence(&Event::Peer {
             peer_id: PeerId::random(),
             name: name.clone(),
             state: PeerState::Connected,

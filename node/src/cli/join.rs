@@ -1,8 +1,9 @@
 //! `hallway join`: from what was typed to a running node, and from its end to an exit code.
 
 use std::{
-    io::{BufRead, IsTerminal},
+    io::{BufRead, IsTerminal, Write as _},
     process::ExitCode,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use crate::{
     invite::Invite,
     node::{self, Command, Ended, Node, Order},
     priority, text, transport,
+    tui::{Screen, ScreenHandle, Theme, terminal, theme::Ground},
     volumes::Volumes,
 };
 
@@ -73,9 +75,15 @@ pub struct JoinArgs {
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
-    /// No screen: plain lines only. Implied where standard output is no terminal
+    /// No screen and no keyboard: plain lines only. Implied where standard output is no terminal
     #[arg(long)]
     headless: bool,
+    /// Lines instead of the screen, with commands typed as lines: for screen readers and simple terminals
+    #[arg(long)]
+    plain: bool,
+    /// What the screen's colours are for; auto suits both
+    #[arg(long, value_enum, default_value = "auto", value_name = "GROUND", env = "HALLWAY_THEME")]
+    theme: Ground,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -115,6 +123,30 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
             "It looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEERID or /dns4/NAME/tcp/4001/p2p/PEERID.",
         ));
     }
+    let name = text::clean_name(&args.name.clone().unwrap_or_else(default_name));
+    let (events, happened) = mpsc::channel(events::MAX_WAITING_EVENTS);
+    let (commands, orders) = mpsc::channel(node::MAX_WAITING_ORDERS);
+    let wants_screen = !(args.json || args.headless || args.plain) && terminal::is_usable();
+    // First of all, so that the person sees something while sound and network come up.
+    let face = if wants_screen {
+        let screen = Screen {
+            room: args.room.room.to_string(),
+            open_room: args.room.is_open(),
+            me: name.clone(),
+            sound: (args.input.to_string(), args.output.to_string()),
+            started,
+            theme: Theme::from_env(args.theme),
+        };
+        let open = screen.open(happened, commands.clone());
+        Face::Screen(open.map_err(|e| Failure::other(format!("no screen: {e}"), "Try --plain."))?)
+    } else {
+        let format = if args.json { Format::Json } else { Format::Plain };
+        let keyboard = format == Format::Plain && !args.headless && std::io::stdin().is_terminal();
+        if keyboard {
+            spawn_keyboard(commands.clone());
+        }
+        Face::Lines(std::thread::spawn(move || print(happened, format)))
+    };
     let data_dir = args.data_dir.path()?;
     let keypair = info::load_identity(&data_dir)?;
     let music = args.profile == Profile::Music;
@@ -135,7 +167,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     let named: Vec<Multiaddr> = args.at.iter().chain(&args.room.rendezvous).cloned().collect();
     let config = node::Config {
         keypair,
-        name: text::clean_name(&args.name.clone().unwrap_or_else(default_name)),
+        name,
         lan: named.is_empty(),
         rendezvous: named,
         invite: args.room,
@@ -159,28 +191,49 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         controls: Controls::default(),
         volumes: Volumes::load(&data_dir),
     };
-    let format = if args.json { Format::Json } else { Format::Plain };
     let runtime = node_runtime()?;
     // This thread becomes the network's: what it reads late is heard late.
     priority::hurried();
-    runtime.block_on(talk(config, audio, format))
+    runtime.block_on(talk(config, audio, Wires { events, commands, orders, face }))
 }
 
-async fn talk(config: node::Config, audio: Audio, format: Format) -> Result<ExitCode, Failure> {
-    let (events, happened) = mpsc::channel(events::MAX_WAITING_EVENTS);
-    let printer = std::thread::spawn(move || print(happened, format));
-    let (commands, orders) = mpsc::channel(node::MAX_WAITING_ORDERS);
+/// How the person is spoken to.
+enum Face {
+    Screen(ScreenHandle),
+    Lines(JoinHandle<()>),
+}
+
+/// What connects the node and the person.
+struct Wires {
+    events: mpsc::Sender<events::Stamped>,
+    commands: mpsc::Sender<Order>,
+    orders: mpsc::Receiver<Order>,
+    face: Face,
+}
+
+async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCode, Failure> {
+    let Wires { events, commands, orders, face } = wires;
     spawn_signals(commands.clone());
-    if std::io::stdin().is_terminal() && format == Format::Plain {
-        spawn_keyboard(commands.clone());
-    }
     let node = Node::start(config, audio, events).await.map_err(failed)?;
+    if let Face::Screen(screen) = &face {
+        screen.show_levels(node.meters());
+    }
     let ended = node.run(orders).await.map_err(failed)?;
     drop(commands);
-    // The printer ends with the last event; a reader that does not read must not keep us.
-    let deadline = Instant::now() + Duration::from_millis(500);
-    while !printer.is_finished() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+    match face {
+        Face::Screen(screen) => {
+            let (farewell, complaints) = screen.close();
+            let mut out = std::io::stdout();
+            let _ = farewell.map(|line| writeln!(out, "{line}"));
+            complaints.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{line}")));
+        }
+        Face::Lines(printer) => {
+            // The printer ends with the last event; a reader that does not read must not keep us.
+            let deadline = Instant::now() + Duration::from_millis(500);
+            while !printer.is_finished() && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
     }
     let code = match ended {
         Ended::Left => 0,

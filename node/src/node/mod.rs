@@ -51,6 +51,7 @@ use crate::{
     ladder::Why,
     media::{self, Command as MediaCommand, Datagram, Media, MediaEvent, MediaStats},
     path::{CloseReason, Path, QuicPath},
+    meters::Meters,
     rendezvous::{self, ClientEvent, DialBudget, Scope, policy, scope_of},
     room::{Departure, Output, Room, RoomRefusal},
     session::{self, Local, Refusal, Session},
@@ -203,6 +204,11 @@ impl Node {
             ended: None,
             config,
         })
+    }
+
+    /// How loud everybody is, now and from now on.
+    pub fn meters(&self) -> Meters {
+        self.media.meters()
     }
 
     /// Runs until the person leaves, the time is up, or others refuse us.

@@ -1,0 +1,367 @@
+//! The thread behind the screen: takes in keys, news and signals, draws when something changed, at most fifteen times a
+//! second, and sends what is asked to the node.
+
+use std::{
+    io,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use ratatui::{
+    Terminal, TerminalOptions, Viewport,
+    backend::CrosstermBackend,
+    crossterm::{
+        event::{self, KeyCode, KeyEventKind, KeyModifiers},
+        terminal::size,
+    },
+};
+use signal_hook::{
+    consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP},
+    iterator::Signals,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Input, Theme, View, draw,
+    terminal::{self, Frames},
+    update,
+};
+use crate::{
+    events::{self, Event, Stamped},
+    meters::Meters,
+    node::{Answer, Command, Order},
+};
+
+/// Inputs that may wait; whoever has more waits for the screen.
+pub const MAX_WAITING_INPUTS: usize = 1_024;
+/// Shortest time between two frames.
+const FRAME: Duration = Duration::from_millis(66);
+/// The same after a key: what is typed appears at once.
+const FRAME_AFTER_KEY: Duration = Duration::from_millis(16);
+/// How long the node may take to leave before the program ends without it.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// What the screen's thread is told.
+enum Happening {
+    Input(Input),
+    Meters(Meters),
+    Suspend,
+    Continue,
+    End,
+}
+
+/// What the screen shows before the node tells anything.
+pub struct Screen {
+    /// The room's name.
+    pub room: String,
+    /// Anyone who knows it can join.
+    pub open_room: bool,
+    /// Our own name.
+    pub me: String,
+    /// What is captured and where it is played, as asked for.
+    pub sound: (String, String),
+    /// When the program began.
+    pub started: Instant,
+    /// Looks.
+    pub theme: Theme,
+}
+
+/// A screen that is open. Closed, and the terminal given back, at the latest when dropped.
+pub struct ScreenHandle {
+    inbox: SyncSender<Happening>,
+    thread: Option<JoinHandle<Option<String>>>,
+}
+
+impl Screen {
+    /// Takes the terminal and draws the first frame. `happened` is the node's; `orders` goes to it.
+    ///
+    /// # Errors
+    /// Where the terminal refuses; it is given back then.
+    pub fn open(
+        self,
+        happened: mpsc::Receiver<Stamped>,
+        orders: mpsc::Sender<Order>,
+    ) -> io::Result<ScreenHandle> {
+        let (inbox, told) = sync_channel(MAX_WAITING_INPUTS);
+        // A full inbox must not hold up whoever writes to standard error.
+        let complaints = inbox.clone();
+        terminal::take(move |line| drop(complaints.try_send(Happening::Input(Input::Complaint(line)))))?;
+        let handle = |thread| ScreenHandle { inbox: inbox.clone(), thread };
+        let terminal = match open_terminal() {
+            Ok(terminal) => terminal,
+            Err(error) => {
+                terminal::give_back();
+                return Err(error);
+            }
+        };
+        let mut view = View::new(&self.room, self.open_room, &self.me, self.theme);
+        (view.input.name, view.output.name) = self.sound;
+        let (width, height) = size().unwrap_or((80, 24));
+        update(&mut view, Input::Resize(width, height));
+        let running = Running {
+            view,
+            terminal,
+            told,
+            inbox: inbox.clone(),
+            orders,
+            meters: None,
+            started: self.started,
+            drawn: None,
+            due: Instant::now(),
+            farewell: None,
+            leaving: None,
+        };
+        let thread = std::thread::Builder::new().name("screen".into()).spawn(move || running.run());
+        let open = handle(Some(thread.inspect_err(|_| terminal::give_back())?));
+        let keys = inbox.clone();
+        std::thread::Builder::new().name("screen keys".into()).spawn(move || read_keys(&keys))?;
+        let news = inbox.clone();
+        std::thread::Builder::new().name("screen news".into()).spawn(move || forward(happened, &news))?;
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGTSTP, SIGCONT])?;
+        std::thread::Builder::new()
+            .name("screen signals".into())
+            .spawn(move || hear_signals(signals, &inbox))?;
+        Ok(open)
+    }
+}
+
+impl ScreenHandle {
+    /// From now on the levels are drawn.
+    pub fn show_levels(&self, meters: Meters) {
+        let _ = self.inbox.send(Happening::Meters(meters));
+    }
+
+    /// Gives the terminal back. What there is to say after a call, if there was one, and what was written to standard error
+    /// meanwhile.
+    pub fn close(mut self) -> (Option<String>, Vec<String>) {
+        (self.end(), terminal::kept_lines())
+    }
+
+    fn end(&mut self) -> Option<String> {
+        let thread = self.thread.take()?;
+        // The last news are on their way through the same queue.
+        let _ = self.inbox.send(Happening::End);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        terminal::give_back();
+        if thread.is_finished() { thread.join().ok().flatten() } else { None }
+    }
+}
+
+impl Drop for ScreenHandle {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn open_terminal() -> io::Result<Terminal<CrosstermBackend<Frames>>> {
+    let options = TerminalOptions { viewport: Viewport::Fullscreen };
+    Terminal::with_options(CrosstermBackend::new(Frames::default()), options)
+}
+
+struct Running {
+    view: View,
+    terminal: Terminal<CrosstermBackend<Frames>>,
+    told: Receiver<Happening>,
+    inbox: SyncSender<Happening>,
+    orders: mpsc::Sender<Order>,
+    meters: Option<Meters>,
+    started: Instant,
+    drawn: Option<Instant>,
+    /// When the next frame may be drawn.
+    due: Instant,
+    farewell: Option<String>,
+    leaving: Option<Instant>,
+}
+
+impl Running {
+    /// Until told to end. Gives the last word about the call.
+    fn run(mut self) -> Option<String> {
+        while terminal::is_taken() {
+            let now = Instant::now();
+            if self.view.stale && now >= self.due && self.draw(now).is_err() {
+                // The terminal is gone; so is the person.
+                self.leave();
+                return self.farewell;
+            }
+            let wait = if self.view.stale { self.due.saturating_duration_since(now) } else { FRAME };
+            match self.told.recv_timeout(wait) {
+                Ok(happening) => {
+                    if !self.take_in(happening) {
+                        break;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.look_at_the_clock();
+        }
+        self.farewell
+    }
+
+    /// False when it is time to end.
+    fn take_in(&mut self, happening: Happening) -> bool {
+        match happening {
+            Happening::Input(Input::Key(key)) => {
+                let control = key.modifiers.contains(KeyModifiers::CONTROL);
+                match key.code {
+                    KeyCode::Char('z') if control && key.kind == KeyEventKind::Press => self.suspend(),
+                    KeyCode::Char('l') if control => self.redraw_all(),
+                    _ => self.ask(Input::Key(key)),
+                }
+                let soon = self.drawn.map_or(self.due, |drawn| drawn + FRAME_AFTER_KEY);
+                self.due = self.due.min(soon);
+            }
+            Happening::Input(Input::Happened(event)) => {
+                if let Event::Summary(_) = *event {
+                    self.farewell = events::sentence(&event);
+                }
+                self.ask(Input::Happened(event));
+            }
+            Happening::Input(input) => self.ask(input),
+            Happening::Meters(meters) => self.meters = Some(meters),
+            Happening::Suspend => self.suspend(),
+            Happening::Continue => {
+                // The shell may have changed everything meanwhile.
+                let _ = terminal::take_again();
+                self.redraw_all();
+            }
+            Happening::End => {
+                let _ = self.draw(Instant::now());
+                return false;
+            }
+        }
+        true
+    }
+
+    fn ask(&mut self, input: Input) {
+        let Some(command) = update(&mut self.view, input) else { return };
+        let order = match command {
+            Command::Leave => return self.leave(),
+            Command::Devices => self.ask_for_devices(),
+            command => Some(Order::from(command)),
+        };
+        if let Some(order) = order
+            && self.orders.try_send(order).is_err()
+        {
+            self.view.note(super::view::Voice::Trouble, "busy: that was not done. Try again.".into(), true);
+        }
+    }
+
+    /// The second time the program ends at once.
+    fn leave(&mut self) {
+        if self.leaving.is_some() {
+            self.give_up();
+        }
+        self.leaving = Some(Instant::now());
+        let _ = self.orders.try_send(Command::Leave.into());
+    }
+
+    /// The node does not end: a sound system may hang. The terminal must not.
+    fn give_up(&self) -> ! {
+        terminal::give_back();
+        std::process::exit(0);
+    }
+
+    fn ask_for_devices(&self) -> Option<Order> {
+        let (order, answered) = Order::asking(Command::Devices);
+        let inbox = self.inbox.clone();
+        let waiting = std::thread::Builder::new().name("screen devices".into()).spawn(move || {
+            if let Ok(Ok(Answer::Devices(found))) = answered.blocking_recv() {
+                let _ = inbox.send(Happening::Input(Input::Found(found)));
+            }
+        });
+        waiting.ok().map(|_| order)
+    }
+
+    fn look_at_the_clock(&mut self) {
+        if self.leaving.is_some_and(|since| since.elapsed() > PATIENCE) {
+            self.give_up();
+        }
+        update(&mut self.view, Input::Elapsed(self.started.elapsed()));
+        if let Some(meters) = &self.meters {
+            let voices =
+                self.view.people.iter().filter_map(|p| Some((p.peer, meters.voice(&p.peer)?))).collect();
+            let levels = Input::Levels { own: meters.own().dbov(), open: meters.is_open(), voices };
+            update(&mut self.view, levels);
+        }
+    }
+
+    fn draw(&mut self, now: Instant) -> io::Result<()> {
+        let view = &mut self.view;
+        self.terminal.draw(|frame| {
+            let area = frame.area();
+            if area != view.area {
+                update(view, Input::Resize(area.width, area.height));
+            }
+            draw(view, frame.buffer_mut());
+        })?;
+        view.stale = false;
+        self.drawn = Some(now);
+        self.due = now + FRAME;
+        Ok(())
+    }
+
+    fn redraw_all(&mut self) {
+        let _ = self.terminal.clear();
+        self.view.stale = true;
+        self.due = Instant::now();
+    }
+
+    /// Gives the terminal back and stops the process, until somebody continues it.
+    fn suspend(&mut self) {
+        terminal::give_back();
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
+        let _ = terminal::take_again();
+        self.redraw_all();
+    }
+}
+
+fn read_keys(inbox: &SyncSender<Happening>) {
+    let releases = terminal::ask_for_releases();
+    let mut happening = Some(Input::Releases(releases));
+    loop {
+        if let Some(input) = happening.take()
+            && inbox.send(Happening::Input(input)).is_err()
+        {
+            return;
+        }
+        happening = match event::read() {
+            Ok(event::Event::Key(key)) => Some(Input::Key(key)),
+            Ok(event::Event::Mouse(mouse)) => Some(Input::Mouse(mouse)),
+            Ok(event::Event::Paste(text)) => Some(Input::Paste(text)),
+            Ok(event::Event::Resize(width, height)) => Some(Input::Resize(width, height)),
+            Ok(event::Event::FocusLost) => Some(Input::FocusLost),
+            Ok(event::Event::FocusGained) => None,
+            // The terminal is gone.
+            Err(_) => {
+                let _ = inbox.send(Happening::Input(Input::Leave));
+                return;
+            }
+        };
+    }
+}
+
+fn forward(mut happened: mpsc::Receiver<Stamped>, inbox: &SyncSender<Happening>) {
+    while let Some(stamped) = happened.blocking_recv() {
+        if inbox.send(Happening::Input(Input::Happened(Box::new(stamped.event)))).is_err() {
+            return;
+        }
+    }
+}
+
+fn hear_signals(mut signals: Signals, inbox: &SyncSender<Happening>) {
+    for signal in signals.forever() {
+        let happening = match signal {
+            SIGTSTP => Happening::Suspend,
+            SIGCONT => Happening::Continue,
+            _ => Happening::Input(Input::Leave),
+        };
+        if inbox.send(happening).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What the screen knows: plain data, changed by `update` alone, drawn by `draw`.
+
+use std::{collections::VecDeque, time::Duration};
+
+use libp2p::PeerId;
+use ratatui::layout::Rect;
+
+use super::Theme;
+use crate::{
+    audio::{DeviceInfo, End},
+    controls::{Controls, Hearing},
+    events::{PathKind, PeerState, PeerStats, RendezvousState},
+    names,
+};
+
+/// Lines of conversation and of the log that are kept; the oldest go first.
+pub const MAX_LINES: usize = 1_000;
+/// Seconds of delay that are remembered of one person, for the plot.
+pub const MAX_HISTORY: usize = 240;
+/// People shown; as many as a node knows.
+pub const MAX_PEOPLE: usize = crate::node::MAX_PEERS;
+/// Longest line that can be typed, in bytes: what the room takes.
+pub const MAX_DRAFT: usize = crate::room::control::MAX_CHAT_BYTES;
+
+/// Everything that is drawn.
+#[derive(Debug)]
+pub struct View {
+    /// The room's name, cleaned.
+    pub room: String,
+    /// Anyone who knows the name can join.
+    pub open_room: bool,
+    /// The node is in the room.
+    pub joined: bool,
+    /// Our own name, cleaned.
+    pub me: String,
+    /// Since launch.
+    pub elapsed: Duration,
+    /// Loudness of our microphone, dB below full scale.
+    pub level_dbov: f32,
+    /// What it captures is sent.
+    pub speaking: bool,
+    /// What is set about our voice and ears.
+    pub controls: Controls,
+    /// What is captured and where it is played.
+    pub input: Device,
+    /// See `input`.
+    pub output: Device,
+    /// Where rendezvous servers stand.
+    pub servers: Vec<(String, RendezvousState)>,
+    /// The others, in the order in which they came.
+    pub people: Vec<Person>,
+    /// The person that keys speak of.
+    pub selected: Option<PeerId>,
+    /// What was said, and what happened meanwhile.
+    pub talk: VecDeque<Line>,
+    /// Everything that happened.
+    pub log: VecDeque<Line>,
+    /// What stands in the way of the conversation.
+    pub pane: Pane,
+    /// The stages of the selected person's delay are shown.
+    pub stages: bool,
+    /// What is being typed.
+    pub draft: Option<Draft>,
+    /// Lines scrolled back from the newest.
+    pub scroll: usize,
+    /// The terminal tells when a key is let go.
+    pub releases: bool,
+    /// We are on the way out.
+    pub leaving: bool,
+    /// Colours and signs.
+    pub theme: Theme,
+    /// The terminal.
+    pub area: Rect,
+    /// Something changed since it was drawn last.
+    pub stale: bool,
+}
+
+/// What lies over the conversation.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Pane {
+    /// Nothing: the conversation.
+    #[default]
+    Talk,
+    /// Everything that happened.
+    Log,
+    /// The keys.
+    Help,
+    /// The sound devices.
+    Devices(Devices),
+}
+
+/// The list of sound devices.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Devices {
+    /// `None` while the sound systems are asked.
+    pub rows: Option<Vec<DeviceRow>>,
+    /// Which one.
+    pub at: usize,
+}
+
+/// One way to capture or play.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceRow {
+    /// Which end.
+    pub end: End,
+    /// What the command takes.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// The sound system's own choice.
+    pub is_default: bool,
+}
+
+/// One end of the sound.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Name of the device, or what stands in for one.
+    pub name: String,
+    /// It went away and is looked for.
+    pub lost: bool,
+}
+
+/// Somebody else.
+#[derive(Debug)]
+pub struct Person {
+    /// Who.
+    pub peer: PeerId,
+    /// The name said, cleaned; `None` before.
+    pub name: Option<String>,
+    /// The name as shown, told apart from all others.
+    pub label: String,
+    /// Where it stands.
+    pub state: PeerState,
+    /// How its voice travels.
+    pub path: Option<PathKind>,
+    /// It holds the room's secret.
+    pub verified: bool,
+    /// Loudness now.
+    pub level_dbov: f32,
+    /// How it is heard here.
+    pub hearing: Hearing,
+    /// The newest figures.
+    pub stats: Option<Box<PeerStats>>,
+    /// Mouth-to-ear delay of the last seconds, ms, oldest first; `None` where there was none.
+    pub delays: VecDeque<Option<f32>>,
+}
+
+/// A line of the conversation or the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Since launch.
+    pub at: Duration,
+    /// Whose.
+    pub voice: Voice,
+    /// Cleaned.
+    pub text: String,
+}
+
+/// Who speaks in a line. Decides where it stands and how it looks: text alone cannot imitate it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Voice {
+    /// Somebody else, by the name shown then.
+    Person(String),
+    /// Ourselves.
+    Own,
+    /// The program, about what happened.
+    System,
+    /// The program, about what went wrong.
+    Trouble,
+}
+
+/// A line being typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Draft {
+    /// So far.
+    pub text: String,
+    /// Where the next character goes, in bytes.
+    pub at: usize,
+}
+
+impl View {
+    /// Before anything happened.
+    pub fn new(room: &str, open_room: bool, me: &str, theme: Theme) -> Self {
+        Self {
+            room: room.to_owned(),
+            open_room,
+            joined: false,
+            me: me.to_owned(),
+            elapsed: Duration::ZERO,
+            level_dbov: -127.0,
+            speaking: false,
+            controls: Controls::default(),
+            input: Device::default(),
+            output: Device::default(),
+            servers: Vec::new(),
+            people: Vec::new(),
+            selected: None,
+            talk: VecDeque::new(),
+            log: VecDeque::new(),
+            pane: Pane::Talk,
+            stages: false,
+            draft: None,
+            scroll: 0,
+            releases: false,
+            leaving: false,
+            theme,
+            area: Rect::ZERO,
+            stale: true,
+        }
+    }
+
+    /// The person that keys speak of.
+    pub fn selected(&self) -> Option<&Person> {
+        let id = self.selected?;
+        self.people.iter().find(|person| person.peer == id)
+    }
+
+    /// Members: those who said their name.
+    pub fn members(&self) -> usize {
+        self.people.iter().filter(|person| person.name.is_some()).count()
+    }
+
+    /// How a peer is called on the screen.
+    pub fn label(&self, peer: &PeerId) -> String {
+        let known = self.people.iter().find(|person| person.peer == *peer);
+        known.map_or_else(|| crate::events::short(peer), |person| person.label.clone())
+    }
+
+    /// Adds a line to the log; `talk` too where it concerns the conversation.
+    pub fn note(&mut self, voice: Voice, text: String, talk: bool) {
+        let line = Line { at: self.elapsed, voice, text };
+        if talk {
+            push(&mut self.talk, line.clone());
+            if self.scroll > 0 {
+                self.scroll = self.scroll.saturating_add(1).min(MAX_LINES);
+            }
+        }
+        push(&mut self.log, line);
+        self.stale = true;
+    }
+
+    /// Tells the names apart anew.
+    pub fn name_people(&mut self) {
+        let named = self.people.iter().filter_map(|p| Some((p.peer, p.name.as_deref()?)));
+        let labels = names::told_apart(&self.me, named);
+        for person in &mut self.people {
+            let label = labels.get(&person.peer).cloned();
+            person.label = label.unwrap_or_else(|| crate::events::short(&person.peer));
+        }
+    }
+}
+
+fn push(lines: &mut VecDeque<Line>, line: Line) {
+    if lines.len() >= MAX_LINES {
+        lines.pop_front();
+    }
+    lines.push_back(line);
+}
+
+impl Person {
+    /// One who has just become known.
+    pub fn new(peer: PeerId) -> Self {
+        Self {
+            peer,
+            name: None,
+            label: crate::events::short(&peer),
+            state: PeerState::Discovered,
+            path: None,
+            verified: false,
+            level_dbov: -127.0,
+            hearing: Hearing::default(),
+            stats: None,
+            delays: VecDeque::new(),
+        }
+    }
+
+    /// Its voice is loud enough to be speech.
+    pub fn is_speaking(&self) -> bool {
+        self.level_dbov > SPEECH_DBOV
+    }
+
+    /// Takes the figures of a second.
+    pub fn figures(&mut self, stats: Box<PeerStats>) {
+        if self.delays.len() >= MAX_HISTORY {
+            self.delays.pop_front();
+        }
+        self.delays.push_back(stats.mouth_to_ear_ms.map(|ms| ms as f32));
+        self.stats = Some(stats);
+    }
+}
+
+/// Louder than this is somebody speaking, not a room.
+pub const SPEECH_DBOV: f32 = -50.0;
+
+impl Devices {
+    /// The list as it is shown: the system's choice and every device, microphones first.
+    pub fn list(found: &[DeviceInfo]) -> Vec<DeviceRow> {
+        let mut rows = Vec::new();
+        for end in [End::Input, End::Output] {
+            rows.push(DeviceRow {
+                end,
+                id: "default".into(),
+                name: "the system's choice".into(),
+                is_default: false,
+            });
+            for device in found {
+                let (fits, is_default) = match end {
+                    End::Input => (device.input, device.default_input),
+                    End::Output => (device.output, device.default_output),
+                };
+                if fits {
+                    let name = format!("{} ({})", crate::text::clean_name(&device.name), device.host);
+                    rows.push(DeviceRow { end, id: device.id.clone(), name, is_default });
+                }
+            }
+        }
+        rows
+    }
+}

@@ -453,7 +453,7 @@ pub(crate) fn display_all<S: Serializer>(values: &[Multiaddr], serializer: S) ->
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn json(event: Event) -> serde_json::Value {
@@ -477,7 +477,7 @@ mod tests {
         }
     }
 
-    fn figures() -> Event {
+    pub(crate) fn figures() -> Event {
         Event::Stats(Box::new(PeerStats {
             peer_id: PeerId::random(),
             name: "ana".into(),

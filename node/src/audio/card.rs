@@ -8,6 +8,7 @@
 
 use super::clock::{frames_to_ns, ns_to_frames};
 use super::event::{AudioEvent, End, Events, Xruns};
+use super::mirror::Glass;
 use super::source::Source;
 use super::wav::Recording;
 
@@ -108,6 +109,8 @@ pub(crate) struct SimPlayback {
     /// Frames written so far: the position of the next.
     next: u64,
     sink: Option<Recording>,
+    /// Where it is captured again.
+    glass: Option<Glass>,
     /// Whether its start is news that has not been told.
     announce: bool,
     pub(super) xruns: Xruns,
@@ -124,12 +127,18 @@ impl SimPlayback {
         events: Events,
     ) -> Self {
         let ticks = Ticks { t0_ns, period: u64::from(period) };
-        Self { ticks, channels, next: 0, sink, announce: true, xruns: Xruns::new(End::Output), events }
+        let xruns = Xruns::new(End::Output);
+        Self { ticks, channels, next: 0, sink, glass: None, announce: true, xruns, events }
     }
 
     /// A card that stands in for a device, whose own start is the news.
     pub(crate) fn standing_in(t0_ns: u64, period: u32, channels: u16, events: Events) -> Self {
         Self { announce: false, ..Self::new(None, t0_ns, period, channels, events) }
+    }
+
+    /// A card whose sound is captured again.
+    pub(crate) fn before(glass: Glass, t0_ns: u64, period: u32, channels: u16, events: Events) -> Self {
+        Self { glass: Some(glass), ..Self::new(None, t0_ns, period, channels, events) }
     }
 
     /// When the next period is wanted.
@@ -168,6 +177,9 @@ impl SimPlayback {
         if let Some(sink) = &mut self.sink {
             sink.write(pcm);
         }
+        if let Some(glass) = &mut self.glass {
+            glass.write(pcm);
+        }
     }
 
     /// Hands the recording over, to be finished.
@@ -180,6 +192,9 @@ impl SimPlayback {
         self.next += frames;
         if let Some(sink) = &mut self.sink {
             sink.write_silence(frames * u64::from(self.channels));
+        }
+        if let Some(glass) = &mut self.glass {
+            glass.write_silence(frames * u64::from(self.channels));
         }
     }
 

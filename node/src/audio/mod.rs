@@ -20,6 +20,7 @@ mod device;
 mod ends;
 mod error;
 mod event;
+mod mirror;
 mod source;
 mod spec;
 mod switch;
@@ -31,6 +32,7 @@ pub use device::{DeviceInfo, list_devices};
 pub use ends::{Block, CaptureEnd, PlaybackEnd};
 pub use error::Error;
 pub use event::{AudioEvent, End, MAX_EVENTS};
+pub use mirror::MAX_MIRROR;
 pub use spec::{InputSpec, InputStart, MAX_TONE_HZ, MIN_TONE_HZ, OutputSpec, SpecError};
 pub use switch::EndOpener;
 pub use wav::{LoadError, MAX_CLIP_SECONDS, MAX_RATE_HZ, MAX_RECORDING_BYTES, MIN_RATE_HZ};
@@ -143,6 +145,28 @@ impl Audio {
             )),
         };
         Ok(Self { capture, playback, events: news, opener, sharp: false })
+    }
+
+    /// A sound card before a mirror: what is played is captured again, `after` so long. Both ends share one clock.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a period, a channel count or a time ([`MAX_MIRROR`]) out of range.
+    pub fn mirror(period: u32, channels: u16, after: Duration) -> Result<Self, Error> {
+        let config = AudioConfig {
+            input: InputSpec::Silence,
+            output: OutputSpec::Null,
+            channels,
+            period,
+            input_start: InputStart::Now,
+        };
+        let mut audio = Self::open(config)?;
+        let (glass, reflection) = mirror::mirror(channels, after)?;
+        let (t0_ns, events) = (monotonic_ns(), audio.opener.events.clone());
+        let source = Source::Mirror(reflection);
+        audio.capture =
+            CaptureEnd::simulated(SimCapture::new(source, t0_ns, period, channels, events.clone()));
+        audio.playback = PlaybackEnd::simulated(SimPlayback::before(glass, t0_ns, period, channels, events));
+        Ok(audio)
     }
 
     /// What opens other ends for this call, on any thread. They take the place of [`Audio::capture`] and

@@ -14,6 +14,8 @@ pub(crate) enum Source {
         step: f64,
         at: u64,
     },
+    /// What is played elsewhere.
+    Mirror(super::mirror::Reflection),
     /// Interleaved frames, frames already played; waits while `waiting`.
     Clip {
         pcm: Vec<f32>,
@@ -53,6 +55,10 @@ impl Source {
         match self {
             Self::Silence => {
                 out.fill(0.0);
+                Met::default()
+            }
+            Self::Mirror(reflection) => {
+                reflection.fill(out);
                 Met::default()
             }
             Self::Tone { step, at } => {

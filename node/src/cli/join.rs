@@ -185,6 +185,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         started,
         leave_after: args.leave_after,
         require_peer: args.require_peer.then_some(args.timeout),
+        peers: Vec::new(),
         wait_anyway: args.wait,
         input: args.input.to_string(),
         output: args.output.to_string(),
@@ -246,7 +247,7 @@ async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCo
     }
 }
 
-fn failed(error: node::Error) -> Failure {
+pub(super) fn failed(error: node::Error) -> Failure {
     match &error {
         node::Error::Listen { .. } => Failure::other(error, "Choose another --listen address or port."),
         node::Error::Rendezvous(_) => {
@@ -266,7 +267,7 @@ fn print(mut happened: mpsc::Receiver<events::Stamped>, format: Format) {
     }
 }
 
-fn spawn_signals(commands: mpsc::Sender<Order>) {
+pub(super) fn spawn_signals(commands: mpsc::Sender<Order>) {
     use tokio::signal::unix::{SignalKind, signal};
     for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         let commands = commands.clone();
@@ -304,7 +305,7 @@ fn spawn_keyboard(commands: mpsc::Sender<Order>) {
     });
 }
 
-fn period_frames(ms: f64) -> Result<u32, Failure> {
+pub(super) fn period_frames(ms: f64) -> Result<u32, Failure> {
     let frames = (ms * 48.0).round();
     let range = f64::from(audio::MIN_PERIOD)..=f64::from(audio::MAX_PERIOD);
     if range.contains(&frames) {

@@ -3,6 +3,7 @@
 //! Exit codes: 0 left in order; 2 wrong usage; 3 no rendezvous or no peer in time; 4 sound device; 5 refused; 1 anything
 //! else. The last line on standard error says what happened and what to do next.
 
+mod echo;
 mod info;
 mod join;
 mod serve;
@@ -65,6 +66,8 @@ enum Command {
     Invite(info::InviteArgs),
     /// Run a rendezvous server, where nodes find each other. It hears nobody
     Rendezvous(serve::RendezvousArgs),
+    /// Hear yourself through the real path, and how late
+    Echo(echo::EchoArgs),
     /// Measure, and print a table
     Bench(bench::BenchArgs),
     /// List sound devices
@@ -115,6 +118,7 @@ pub fn main() -> ExitCode {
     start_log(cli.verbose);
     let result = match cli.command {
         Command::Join(args) => join::run(*args),
+        Command::Echo(args) => echo::run(&args),
         Command::Invite(args) => info::invite(&args),
         Command::Rendezvous(args) => serve::run(args),
         Command::Bench(args) => server_runtime().and_then(|runtime| Ok(runtime.block_on(bench::run(args))?)),

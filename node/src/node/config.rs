@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hallway_codec::Profile;
-use libp2p::{Multiaddr, identity::Keypair};
+use libp2p::{Multiaddr, PeerId, identity::Keypair};
 
 use super::swarm;
 use crate::{
@@ -66,6 +66,8 @@ pub struct Config {
     pub leave_after: Option<Duration>,
     /// End with [`Ended::NoPeer`] where nobody came in this time.
     pub require_peer: Option<Duration>,
+    /// Members that are known beforehand, and where they listen: called at once.
+    pub peers: Vec<(PeerId, Vec<Multiaddr>)>,
     /// Wait on although others in a room of this name hold another secret.
     pub wait_anyway: bool,
     /// What is captured, as `--input` takes it.

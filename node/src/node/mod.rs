@@ -50,8 +50,8 @@ use crate::{
     },
     ladder::Why,
     media::{self, Command as MediaCommand, Datagram, Media, MediaEvent, MediaStats},
-    path::{CloseReason, Path, QuicPath},
     meters::Meters,
+    path::{CloseReason, Path, QuicPath},
     rendezvous::{self, ClientEvent, DialBudget, Scope, policy, scope_of},
     room::{Departure, Output, Room, RoomRefusal},
     session::{self, Local, Refusal, Session},
@@ -228,6 +228,9 @@ impl Node {
         let addresses = self.own_addresses();
         self.room.set_addresses(addresses.clone());
         self.links.start(&addresses)?;
+        for (peer, addresses) in std::mem::take(&mut self.config.peers) {
+            self.discovered(peer, addresses, Duration::ZERO);
+        }
         loop {
             self.pump();
             if let Some(ended) = self.ended.take() {

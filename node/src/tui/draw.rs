@@ -65,7 +65,7 @@ pub fn regions(view: &View) -> Regions {
     let shown = count.min((rest.height.saturating_sub(3) / 2).max(1));
     let people = from_top(shown, &mut rest);
     let stages = match view.stages && view.selected().is_some() && rest.height >= 10 {
-        true => from_top(3, &mut rest),
+        true => from_top(4, &mut rest),
         false => Rect::default(),
     };
     let from_bottom = |rows: u16, rest: &mut Rect| {
@@ -141,8 +141,10 @@ fn header(view: &View, area: Rect, buffer: &mut Buffer) {
         (true, true) => ("open room: anyone may listen", theme.fair),
         (true, false) => ("private room", theme.dim),
     };
-    pen.write(&format!(" {} ", theme.signs.dot), theme.dim);
-    pen.write(secrecy, style);
+    if usize::from(pen.left()) >= secrecy.len() + 3 {
+        pen.write(&format!(" {} ", theme.signs.dot), theme.dim);
+        pen.write(secrecy, style);
+    }
     let lost =
         view.servers.iter().filter(|(_, state)| *state == crate::events::RendezvousState::Lost).count();
     if lost > 0 {
@@ -160,6 +162,7 @@ fn microphone(view: &View) -> (&'static str, Style) {
     let (theme, controls) = (&view.theme, &view.controls);
     match controls.speak {
         _ if view.leaving => ("leaving", theme.dim),
+        _ if !view.joined => ("not yet", theme.dim),
         _ if controls.deafened => ("deafened", theme.bad),
         _ if controls.muted => ("muted", theme.bad),
         _ if view.input.lost => ("no microphone", theme.bad),
@@ -230,16 +233,17 @@ fn keys(view: &View, area: Rect, buffer: &mut Buffer) {
         (None, Pane::Devices(_)) => &[("↑↓", "choose"), ("Enter", "use"), ("Esc", "back")],
         (None, Pane::Help | Pane::Log) => &[("Esc", "back"), ("PgUp PgDn", "scroll"), ("q", "leave")],
         (None, Pane::Talk) => &[
+            ("?", "keys"),
+            ("q", "leave"),
             ("m", "mute"),
             ("d", "deafen"),
             ("v", "voice"),
-            ("↑↓", "person"),
-            ("←→", "volume"),
             ("s", "stages"),
             ("o", "sound"),
             ("l", "log"),
-            ("?", "help"),
-            ("q", "leave"),
+            ("↑↓", "person"),
+            ("←→", "volume"),
+            ("x", "do not hear"),
         ],
     };
     pen.write(" ", theme.dim);

@@ -60,6 +60,8 @@ pub struct Signs {
     pub plot: &'static [&'static str],
     /// Where a plot knows nothing.
     pub gap: &'static str,
+    /// What a bar of stages is made of, by turns.
+    pub stages: [&'static str; 2],
     /// Before the selected person.
     pub selected: &'static str,
     /// Holds the room's secret.
@@ -80,6 +82,8 @@ pub struct Signs {
     pub own: &'static str,
     /// Between other things.
     pub dot: &'static str,
+    /// In place of a figure that is not known.
+    pub none: &'static str,
     /// Stands for what did not fit.
     pub cut: &'static str,
 }
@@ -89,6 +93,7 @@ const UNICODE: Signs = Signs {
     track: "·",
     plot: &["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"],
     gap: " ",
+    stages: ["█", "▓"],
     selected: "▸",
     verified: "✓",
     unverified: "○",
@@ -99,6 +104,7 @@ const UNICODE: Signs = Signs {
     trouble: "!",
     own: "›",
     dot: "·",
+    none: "–",
     cut: "…",
 };
 
@@ -107,6 +113,7 @@ const ASCII: Signs = Signs {
     track: ".",
     plot: &["_", ".", "-", "=", "+", "*", "#", "@"],
     gap: " ",
+    stages: ["#", "="],
     selected: ">",
     verified: "+",
     unverified: "o",
@@ -117,6 +124,7 @@ const ASCII: Signs = Signs {
     trouble: "!",
     own: ">",
     dot: "-",
+    none: "-",
     cut: "~",
 };
 

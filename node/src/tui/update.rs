@@ -367,7 +367,13 @@ fn handle_event(view: &mut View, event: Event) {
     match event {
         Event::Joined { open, .. } => {
             (view.joined, view.open_room) = (true, open);
-            view.note(Voice::System, sentence.unwrap_or_default(), true);
+            let words = match open {
+                true => {
+                    "an open room: anyone who knows its name can join and listen. `hallway invite` makes a private one"
+                }
+                false => "a private room: only who holds the invite can join",
+            };
+            view.note(Voice::System, format!("joined {}, {words}", view.room), true);
         }
         Event::Rendezvous { state, addr, .. } => {
             let addr = addr.to_string();

@@ -60,7 +60,7 @@ pub(super) fn draw(view: &View, regions: &Regions, buffer: &mut Buffer) {
     for (at, person) in rows.enumerate() {
         row(view, person, columns, Rect { y: area.y + at as u16, height: 1, ..area }, buffer);
     }
-    if !regions.stages.is_empty()
+    if regions.stages.height > 0
         && let Some(person) = view.selected()
     {
         stages(view, person, regions.stages, buffer);
@@ -96,7 +96,7 @@ fn row(view: &View, person: &Person, columns: Columns, area: Rect, buffer: &mut 
         pen.write(" ", theme.dim);
     }
     let delay = person.stats.as_ref().filter(|_| here).and_then(|stats| stats.mouth_to_ear_ms);
-    let text = delay.map_or("–".to_owned(), |ms| format!("{ms:.0} ms"));
+    let text = delay.map_or(signs.none.to_owned(), |ms| format!("{ms:.0} ms"));
     pen.number(&text, columns.delay - 1, delay.map_or(theme.dim, |ms| how_quick(view, ms)));
     pen.write(" ", theme.dim);
     if columns.plot > 0 {
@@ -179,47 +179,64 @@ fn plot(view: &View, person: &Person, width: u16, pen: &mut Pen<'_>) {
 
 fn stages(view: &View, person: &Person, area: Rect, buffer: &mut Buffer) {
     let theme = &view.theme;
-    let title = format!("{} to you", person.label);
+    let title = format!("{}'s voice to your ear", person.label);
     super::rule(view, Rect { height: 1, ..area }, &title, buffer);
-    let mut pen = Pen::new(buffer, Rect { y: area.y + 1, height: 1, ..area });
-    pen.write("   ", theme.dim);
-    let Some(stats) = &person.stats else {
-        pen.write("no figures yet", theme.dim);
-        return;
+    let line =
+        |at: u16| Rect { y: area.y + at, height: 1, x: area.x + 2, width: area.width.saturating_sub(3) };
+    let figures = person.stats.as_ref();
+    let Some((stats, s)) = figures.and_then(|stats| Some((stats, stats.mouth_to_ear_stages_ms?))) else {
+        return Pen::new(buffer, line(1)).write("no figures yet: the clocks are not compared", theme.dim);
     };
-    match stats.mouth_to_ear_stages_ms {
-        Some(s) => {
-            for (what, ms) in [
-                ("capture", s.capture),
-                ("encode", s.encode),
-                ("send", s.send),
-                ("network", s.network),
-                ("buffer", s.jitter_buffer),
-                ("decode", s.decode),
-                ("playback", s.playback),
-            ] {
-                pen.write(what, theme.dim);
-                pen.write(&format!(" {ms:.1}  "), Style::new());
-            }
-            pen.write("= ", theme.dim);
-            pen.write(&format!("{:.1} ms", s.total()), how_quick(view, s.total().into()));
+    let wide = area.width >= 104;
+    let stages = [
+        ("capture", "mic", s.capture, theme.good),
+        ("encode", "enc", s.encode, theme.accent),
+        ("send", "send", s.send, theme.dim),
+        ("network", "net", s.network, theme.fair),
+        ("buffer", "buf", s.jitter_buffer, theme.own),
+        ("decode", "dec", s.decode, theme.dim),
+        ("playback", "ear", s.playback, theme.good),
+    ];
+    let total = s.total().max(0.001);
+    let mut pen = Pen::new(buffer, line(1));
+    let cells = f32::from(pen.left());
+    let (mut sum, mut drawn) = (0.0, 0);
+    for (at, (_, _, ms, style)) in stages.iter().enumerate() {
+        sum += ms.max(0.0);
+        let end = (sum / total * cells).round() as u16;
+        // Without colours the stages still end somewhere.
+        let sign = view.theme.signs.stages.get(at % 2).copied().unwrap_or_default();
+        for _ in drawn..end {
+            pen.write(sign, *style);
         }
-        None => pen.write("the clocks are not compared yet", theme.dim),
+        drawn = drawn.max(end);
     }
-    let mut pen = Pen::new(buffer, Rect { y: area.y + 2, height: 1, ..area });
-    pen.write("   ", theme.dim);
-    let figure = |value: Option<f64>, unit: &str| value.map_or("–".to_owned(), |v| format!("{v:.1}{unit}"));
+    let mut pen = Pen::new(buffer, line(2));
+    for (long, short, ms, style) in stages {
+        pen.write(if wide { long } else { short }, style);
+        pen.write(&format!(" {:.1}  ", ms + 0.0), Style::new());
+    }
+    pen.write("= ", theme.dim);
+    pen.write(&format!("{:.1} ms", s.total()), how_quick(view, s.total().into()));
+    let mut pen = Pen::new(buffer, line(3));
+    let figure = |value: Option<f64>, unit: &str| {
+        value.map_or(theme.signs.none.to_owned(), |v| format!("{v:.1}{unit}"))
+    };
     for (what, value) in [
         ("round trip", figure(stats.rtt_ms, "")),
         ("jitter", figure(stats.jitter_ms, "")),
-        ("late", figure(stats.late_pct, " %")),
-        ("recovered", figure(stats.recovered_pct, " %")),
+        ("lost", figure(stats.loss_pct, " %")),
         ("made up", figure(stats.concealed_pct, " %")),
+        ("recovered", figure(stats.recovered_pct, " %")),
+        ("late", figure(stats.late_pct, " %")),
         ("frame", figure(stats.frame_ms, "")),
         ("down", figure(stats.recv_kbps, " kb/s")),
         ("up", figure(stats.send_kbps, " kb/s")),
         ("clock", figure(stats.drift_ppm, " ppm")),
     ] {
+        if usize::from(pen.left()) < what.len() + value.len() + 2 {
+            break;
+        }
         pen.write(what, theme.dim);
         pen.write(&format!(" {value}  "), Style::new());
     }

@@ -349,6 +349,19 @@ impl Paths {
         self.route.set(None, None);
     }
 
+    /// Those direct paths of which this is true go through a hole that was punched. True where the one in use turned out
+    /// to be one.
+    pub fn mark_punched(&mut self, punched: impl Fn(&dyn Path) -> bool) -> bool {
+        let mut used = false;
+        for entry in self.open.iter().filter(|entry| entry.path.kind() == PathKind::Direct) {
+            if punched(entry.path.as_ref()) {
+                entry.path.mark_punched();
+                used |= self.used == Some(entry.path.id());
+            }
+        }
+        used
+    }
+
     /// How many direct ones are open.
     pub fn direct(&self) -> usize {
         self.open.iter().filter(|entry| rung(entry.path.kind()) == 0).count()

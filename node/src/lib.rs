@@ -16,6 +16,7 @@ pub mod links;
 pub mod media;
 pub mod meters;
 pub mod names;
+pub mod nat;
 pub mod node;
 pub mod path;
 pub mod priority;

@@ -3,7 +3,13 @@
 //! The media plane and the session know no QUIC: they send datagrams into a [`Path`]. Datagrams are deduplicated by
 //! the session's and the sender keys' counters, so two paths may overlap while one replaces the other.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -65,6 +71,8 @@ pub trait Path: Send + Sync {
     fn is_leaving(&self) -> bool {
         false
     }
+    /// It turned out that it goes through a hole in the NATs of both sides.
+    fn mark_punched(&self) {}
     /// An end-to-end round trip measured on it. A path that measures its own ignores this.
     fn measured(&self, _rtt: Duration) {}
 }
@@ -107,18 +115,13 @@ pub fn rung(kind: PathKind) -> u8 {
 pub struct QuicPath {
     connection: quinn::Connection,
     dialer: bool,
-    kind: PathKind,
+    punched: AtomicBool,
 }
 
 impl QuicPath {
     /// A path over an authenticated connection.
     pub fn new(connection: quinn::Connection, dialer: bool) -> Self {
-        Self { connection, dialer, kind: PathKind::Direct }
-    }
-
-    /// The same, where a hole was punched for it.
-    pub fn punched(connection: quinn::Connection, dialer: bool) -> Self {
-        Self { kind: PathKind::Punched, ..Self::new(connection, dialer) }
+        Self { connection, dialer, punched: AtomicBool::new(false) }
     }
 }
 
@@ -165,7 +168,7 @@ impl Path for QuicPath {
     }
 
     fn kind(&self) -> PathKind {
-        self.kind
+        if self.punched.load(Ordering::Relaxed) { PathKind::Punched } else { PathKind::Direct }
     }
 
     fn remote(&self) -> Multiaddr {
@@ -178,6 +181,10 @@ impl Path for QuicPath {
 
     fn is_open(&self) -> bool {
         self.connection.close_reason().is_none()
+    }
+
+    fn mark_punched(&self) {
+        self.punched.store(true, Ordering::Relaxed);
     }
 
     fn close(&self, why: CloseReason) {

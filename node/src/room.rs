@@ -26,7 +26,7 @@ use libp2p_identity::PeerId;
 use crate::session::bucket::Bucket;
 use crate::session::keys::SenderKey;
 use crate::text;
-use control::{CONTROL_VERSION, Control, Hello, Listed, MAX_ADDRESSES, MAX_CHAT_BYTES};
+use control::{CONTROL_VERSION, Control, FEATURE_BEHIND_NAT, Hello, Listed, MAX_ADDRESSES, MAX_CHAT_BYTES};
 use distribution::{KeyDistribution, KeyOutput, PairwiseKeys};
 
 pub use control::RoomRefusal;
@@ -57,8 +57,16 @@ pub struct Member {
     pub name: Option<String>,
     /// Where it may be dialled: its own word and what we saw, at most [`MAX_ADDRESSES`].
     pub addresses: Vec<Multiaddr>,
+    features: u64,
     talk: Bucket,
     key_changes: Bucket,
+}
+
+impl Member {
+    /// Whether it says that it sits behind a NAT that gave it no port.
+    pub fn is_behind_nat(&self) -> bool {
+        self.features & FEATURE_BEHIND_NAT != 0
+    }
 }
 
 /// How a member went.
@@ -169,6 +177,7 @@ pub struct Room {
     members: BTreeMap<PeerId, Member>,
     dialled: BTreeMap<PeerId, (u32, Instant)>,
     keys: Box<dyn KeyDistribution>,
+    features: u64,
     outputs: VecDeque<Output>,
     ignored: u64,
 }
@@ -193,6 +202,7 @@ impl Room {
             members: BTreeMap::new(),
             dialled: BTreeMap::new(),
             keys,
+            features: 0,
             outputs: VecDeque::new(),
             ignored: 0,
         }
@@ -202,6 +212,15 @@ impl Room {
     pub fn set_addresses(&mut self, addresses: Vec<Multiaddr>) {
         if addresses != self.addresses {
             self.addresses = addresses;
+            self.greet_all();
+        }
+    }
+
+    /// Tells the members whether this node sits behind a NAT, where that changed.
+    pub fn set_behind_nat(&mut self, behind: bool) {
+        let features = if behind { FEATURE_BEHIND_NAT } else { 0 };
+        if features != self.features {
+            self.features = features;
             self.greet_all();
         }
     }
@@ -224,7 +243,7 @@ impl Room {
         let member = self.members.entry(peer).or_insert_with(|| {
             let talk = Bucket::new(MAX_TALK, TALK_EVERY, now);
             let key_changes = Bucket::new(MAX_KEY_CHANGES, TALK_EVERY, now);
-            Member { peer, name: None, addresses: Vec::new(), talk, key_changes }
+            Member { peer, name: None, addresses: Vec::new(), features: 0, talk, key_changes }
         });
         merge(&mut member.addresses, addresses);
         self.send(peer, &self.hello());
@@ -329,6 +348,7 @@ impl Room {
     fn handle_hello(&mut self, peer: PeerId, hello: Hello) {
         let name = text::clean_name(&hello.name);
         let Some(member) = self.members.get_mut(&peer) else { return };
+        member.features = hello.features;
         let had = member.addresses.len();
         merge(&mut member.addresses, hello.addresses);
         let news = member.name.is_none() || member.addresses.len() != had;
@@ -365,7 +385,12 @@ impl Room {
 
     fn hello(&self) -> Control {
         let addresses = self.addresses.iter().take(MAX_ADDRESSES).cloned().collect();
-        Control::Hello(Hello { version: CONTROL_VERSION, features: 0, name: self.name.clone(), addresses })
+        Control::Hello(Hello {
+            version: CONTROL_VERSION,
+            features: self.features,
+            name: self.name.clone(),
+            addresses,
+        })
     }
 
     fn greet_all(&mut self) {

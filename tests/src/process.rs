@@ -64,7 +64,10 @@ impl Process {
         // `ip netns exec` becomes the program: the process is still our child.
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace]).arg(binary::hallway());
-        Self::start_command(command, dir, name, args, &[])
+        // What the laboratory's nodes log is asked for by name: nobody's usual setting should fill its stories.
+        let log = std::env::var("NETLAB_LOG").ok();
+        let environment: Vec<(&str, &str)> = log.iter().map(|log| ("HALLWAY_LOG", log.as_str())).collect();
+        Self::start_command(command, dir, name, args, &environment)
     }
 
     fn start_command(

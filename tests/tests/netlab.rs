@@ -24,6 +24,13 @@ fn call(a: Kind, b: Kind) -> Option<Outcome> {
 }
 
 #[test]
+fn two_behind_nats_that_rewrite_ports_punch_a_hole() {
+    let Some(outcome) = call(Kind::Rewriting, Kind::Double) else { return };
+    assert_eq!(outcome.rung(), Some(Rung::Punched));
+    assert!(outcome.first_audio.unwrap() < Duration::from_millis(2500), "{outcome:?}");
+}
+
+#[test]
 fn a_host_without_nat_is_called_by_one_behind_a_random_nat() {
     let Some(outcome) = call(Kind::Open, Kind::Symmetric) else { return };
     assert_eq!(outcome.rung(), Some(Rung::Direct));

@@ -12,6 +12,7 @@ impl Node {
                 self.links.reached(server, peer_id, reached);
                 let addresses = self.own_addresses();
                 self.links.set_addresses(&addresses);
+                self.ask_observers();
                 if self.links.newly_connected(server) {
                     self.tell_server(RendezvousState::Connected, Some(peer_id), addr);
                     self.network_is_back();
@@ -42,10 +43,9 @@ impl Node {
             }
             ClientEvent::OtherKeys { count } => self.handle_other_keys(count),
             ClientEvent::Observed { addr } => {
-                if transport::to_socket_addr(&addr).is_some() && !self.observed.contains(&addr) {
-                    self.observed.insert(0, addr);
-                    self.observed.truncate(2);
-                    self.addresses_changed();
+                let observer = self.links.reached_at(server).as_ref().and_then(transport::to_socket_addr);
+                if let (Some(observer), Some(seen)) = (observer, transport::to_socket_addr(&addr)) {
+                    self.observed(observer, seen);
                 }
             }
             ClientEvent::Lost { why, retry_in } => {
@@ -121,20 +121,30 @@ impl Node {
     }
 
     pub(super) fn dial(&mut self, id: PeerId, now: Instant) {
+        let said = self.said_by(&id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let budget = &mut self.budget;
+        peer.learn_later(said);
+        let lost = peer.lost_since.is_some();
         let mut addresses = peer.proven.clone();
-        let told =
-            peer.addresses.iter().filter(|addr| !peer.proven.contains(addr) && budget.allow(now, addr));
-        addresses.extend(told.cloned());
+        addresses.extend(
+            peer.addresses.iter().filter(|addr| !peer.proven.contains(addr)).cloned().collect::<Vec<_>>(),
+        );
+        // Where a dial has just begun another one would say the same at the same moment.
+        addresses.retain(|addr| lost || !peer.is_being_dialled(now, addr));
+        if addresses.is_empty() && peer.is_dialling(now) {
+            return peer.dial_again(now);
+        }
+        addresses.retain(|addr| peer.proven.contains(addr) || budget.allow(now, addr));
         if addresses.is_empty() {
             tracing::debug!(peer = %id, "no address that may be dialled now");
             peer.dial_denied(now);
             return;
         }
-        let lost = peer.lost_since.is_some();
-        let condition = if lost { PeerCondition::Always } else { PeerCondition::DisconnectedAndNotDialing };
-        match self.swarm.dial(DialOpts::peer_id(id).addresses(addresses).condition(condition).build()) {
+        peer.dialling(now, &addresses);
+        // An address that was learned since is dialled beside the ones that still wait.
+        let opts = DialOpts::peer_id(id).addresses(addresses).condition(PeerCondition::Always).build();
+        match self.swarm.dial(opts) {
             Ok(()) => {
                 peer.dial_begun(now);
                 if peer.told != Some(PeerState::Reconnecting) {
@@ -257,12 +267,13 @@ impl Node {
     pub(super) fn look_after_paths(&mut self, now: Instant) {
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
+            self.mark_punched(id);
             self.choose_path(id);
             let decides = dials_first(&self.me, &id);
             let is_server = self.links.is_server(&id);
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             // Only one side closes, or each might close the path that the other kept.
-            if peer.paths.direct() > 1 && decides {
+            if peer.paths.direct() > 1 && decides && !is_server {
                 let since = *peer.spare_since.get_or_insert(now);
                 if now.duration_since(since) >= SPARE_PATH_TIME {
                     peer.paths.close_spare();
@@ -363,7 +374,8 @@ impl Node {
             return self.config.announce.clone();
         }
         let quic = self.listening.iter().filter(|addr| transport::to_socket_addr(addr).is_some());
-        let mut addresses: Vec<Multiaddr> = self.observed.iter().chain(quic).cloned().collect();
+        let seen = self.observations.candidates().into_iter().map(transport::to_multiaddr);
+        let mut addresses: Vec<Multiaddr> = seen.chain(quic.cloned()).collect();
         let mut seen = HashSet::new();
         addresses.retain(|addr| seen.insert(addr.clone()));
         addresses
@@ -371,6 +383,7 @@ impl Node {
 
     pub(super) fn addresses_changed(&mut self) {
         let addresses = self.own_addresses();
+        self.room.set_behind_nat(self.is_behind_nat());
         self.room.set_addresses(addresses.clone());
         self.links.set_addresses(&addresses);
     }

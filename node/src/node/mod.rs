@@ -12,6 +12,7 @@ mod config;
 mod elsewhere;
 mod figures;
 mod meeting;
+mod observe;
 mod orders;
 pub mod origins;
 mod peer;
@@ -31,7 +32,7 @@ use hallway_codec::Micros;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::transport::ListenerId,
-    mdns,
+    identify, mdns,
     multiaddr::Protocol,
     swarm::{
         SwarmEvent,
@@ -51,6 +52,7 @@ use crate::{
     ladder::Why,
     media::{self, Command as MediaCommand, Datagram, Media, MediaEvent, MediaStats},
     meters::Meters,
+    nat::Observations,
     path::{CloseReason, Path, QuicPath},
     rendezvous::{self, ClientEvent, DialBudget, Scope, policy, scope_of},
     room::{Departure, Output, Room, RoomRefusal},
@@ -129,7 +131,8 @@ pub struct Node {
     silent_listeners: HashSet<ListenerId>,
     /// When everybody was last dialled at once.
     network_back: Option<Instant>,
-    observed: Vec<Multiaddr>,
+    observations: Observations,
+    observers: observe::Observers,
     summaries: Vec<PeerSummary>,
     last_stats: Option<MediaStats>,
     other_keys_told: bool,
@@ -193,7 +196,8 @@ impl Node {
             control_sender,
             events,
             listening: Vec::new(),
-            observed: Vec::new(),
+            observations: Observations::default(),
+            observers: observe::Observers::default(),
             summaries: Vec::new(),
             last_stats: None,
             other_keys_told: false,
@@ -271,6 +275,8 @@ impl Node {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.listening.retain(|known| *known != address);
+                // Whoever saw us at it sees us no longer.
+                self.observations.clear();
                 self.addresses_changed();
             }
             SwarmEvent::ListenerError { error, .. } => self.warn(
@@ -283,8 +289,15 @@ impl Node {
                     self.discovered_nearby(peer, &address);
                 }
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
-                tracing::debug!(%peer, %error, "dial failed");
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                connection_id,
+                info,
+                ..
+            })) => self.handle_identified(connection_id, &info),
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error, .. } => {
+                tracing::debug!(?peer_id, %error, "dial failed");
+                self.observer_failed(connection_id);
+                let Some(peer) = peer_id else { return };
                 if let Some(known) = self.peers.get_mut(&peer)
                     && known.paths.direct() == 0
                 {
@@ -484,6 +497,7 @@ impl Node {
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.name = Some(name);
                 }
+                self.mark_punched(peer);
                 self.tell_peer(peer, PeerState::Connected, None);
             }
             Output::Left { peer, departure } => {

@@ -41,6 +41,9 @@ const CALL_LOST_MOST: Duration = Duration::from_secs(10);
 /// A member speaks all the time, muted or not. Where nothing comes on its path, a fresh one is dialled beside it this
 /// often: QUIC itself would be silent for as long again after the link is back.
 const FRESH_EVERY: Duration = Duration::from_millis(800);
+/// A dial that nobody answered for this long gets another one beside it: QUIC repeats its first packet at ever longer
+/// intervals, and the hole in the other side's NAT may be open by now.
+pub const DIAL_BESIDE_AFTER: Duration = Duration::from_millis(1200);
 /// Where voice goes through a server, a direct path is tried again after this long at the most.
 const IMPROVE_AT_MOST: Duration = Duration::from_secs(8);
 
@@ -67,6 +70,10 @@ pub struct Peer {
     pub since: Instant,
     pub next_dial: Option<Instant>,
     dials_failed: u32,
+    /// Addresses dialled lately, and when.
+    dialled: Vec<(Multiaddr, Instant)>,
+    /// Dials begun since a path was last up.
+    dials: u32,
     next_ping: Instant,
     pings: u32,
     /// UDP bytes of the path at the last figures: sent, received, and of which path.
@@ -96,6 +103,8 @@ impl Peer {
             since: now,
             next_dial: None,
             dials_failed: 0,
+            dialled: Vec::new(),
+            dials: 0,
             next_ping: now,
             pings: 0,
             counted: None,
@@ -114,6 +123,43 @@ impl Peer {
             self.addresses.insert(0, address);
         }
         self.addresses.truncate(MAX_ADDRESSES);
+    }
+
+    /// Remembers addresses behind those that are known, at most [`MAX_ADDRESSES`] in all.
+    pub fn learn_later(&mut self, addresses: impl IntoIterator<Item = Multiaddr>) {
+        for address in addresses {
+            if !self.addresses.contains(&address) {
+                self.addresses.push(address);
+            }
+        }
+        self.addresses.truncate(MAX_ADDRESSES);
+    }
+
+    /// A dial to these begins.
+    pub fn dialling(&mut self, now: Instant, addresses: &[Multiaddr]) {
+        self.dialled.retain(|(addr, at)| {
+            now.saturating_duration_since(*at) < DIAL_BESIDE_AFTER && !addresses.contains(addr)
+        });
+        self.dials = self.dials.saturating_add(1);
+        self.dialled.extend(addresses.iter().map(|addr| (addr.clone(), now)));
+    }
+
+    /// Whether a dial to this address began less than [`DIAL_BESIDE_AFTER`] ago.
+    pub fn is_being_dialled(&self, now: Instant, addr: &Multiaddr) -> bool {
+        self.dialled
+            .iter()
+            .any(|(dialled, at)| dialled == addr && now.saturating_duration_since(*at) < DIAL_BESIDE_AFTER)
+    }
+
+    /// Whether any dial began less than [`DIAL_BESIDE_AFTER`] ago.
+    pub fn is_dialling(&self, now: Instant) -> bool {
+        self.dialled.iter().any(|(_, at)| now.saturating_duration_since(*at) < DIAL_BESIDE_AFTER)
+    }
+
+    /// Dials again beside what waits: after [`DIAL_BESIDE_AFTER`], then ever later.
+    pub fn dial_again(&mut self, now: Instant) {
+        let wait = DIAL_BESIDE_AFTER.saturating_mul(1 << self.dials.saturating_sub(1).min(3));
+        self.dial_at(now + wait.min(IMPROVE_AT_MOST));
     }
 
     /// Whether the outside should hear of this state; counts as told if so. The same state under another name is news, and
@@ -149,8 +195,10 @@ impl Peer {
 
     /// A dial has begun. A lost member is dialled again without waiting for its end.
     pub fn dial_begun(&mut self, now: Instant) {
-        if let Some(since) = self.lost_since {
-            self.dial_at(now + call_lost_after(now.saturating_duration_since(since)));
+        match self.lost_since {
+            Some(since) => self.dial_at(now + call_lost_after(now.saturating_duration_since(since))),
+            // Both sides of a NAT open a hole by dialling; the first to do so is heard by nobody.
+            None => self.dial_again(now),
         }
     }
 
@@ -217,7 +265,7 @@ impl Peer {
 
     /// A path is up.
     pub fn connected(&mut self, now: Instant) {
-        self.dials_failed = 0;
+        (self.dials_failed, self.dials) = (0, 0);
         self.next_dial = None;
         if self.session.is_established() {
             self.lost_since = None;

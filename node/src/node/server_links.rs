@@ -12,6 +12,7 @@ use crate::{
         Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, policy::dialable, scope_of,
         wire::DOOR_LEN,
     },
+    transport::to_socket_addr,
 };
 
 /// How long a registration holds without being renewed. Short: a crashed node should not stay listed.
@@ -22,7 +23,10 @@ pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(600);
 const ROTATION_CHECK: Duration = Duration::from_secs(60);
 
 struct Server {
+    /// The first of its addresses as the person gave it, by which it is called outside.
     addr: Multiaddr,
+    /// All of them: they are tried at once.
+    target: Target,
     /// The address that answered; shows how far away it is where `addr` is a name.
     reached: Option<Multiaddr>,
     peer: Option<PeerId>,
@@ -67,15 +71,7 @@ impl ServerLinks {
         opener: Opener,
         announced: bool,
     ) -> Self {
-        let servers = servers
-            .iter()
-            .map(|addr| Server {
-                addr: addr.clone(),
-                reached: None,
-                peer: super::peer_of(addr),
-                state: State::New,
-            })
-            .collect();
+        let servers = grouped(servers);
         Self {
             servers,
             links: Vec::new(),
@@ -153,8 +149,7 @@ impl ServerLinks {
         server: usize,
         namespace: &str,
     ) -> Result<(Client, tokio::sync::mpsc::Receiver<ClientEvent>), ClientError> {
-        let addr = &self.servers[server].addr;
-        let target = Target::from_multiaddr(addr);
+        let target = self.servers[server].target.clone();
         let mut config = ClientConfig::new(target, self.keypair.clone(), namespace.to_owned(), None);
         config.ttl = REGISTRATION_TTL;
         config.addresses = self.addresses_for(server);
@@ -201,6 +196,20 @@ impl ServerLinks {
         self.servers[server].peer
     }
 
+    /// The address that answered.
+    pub fn reached_at(&self, server: usize) -> Option<Multiaddr> {
+        self.servers[server].reached.clone()
+    }
+
+    /// The servers' addresses for QUIC, and who should answer there.
+    pub fn quic_addresses(&self) -> Vec<(Option<PeerId>, Multiaddr)> {
+        let of = |server: &Server| {
+            let quic = server.target.addresses.iter().filter(|addr| to_socket_addr(addr).is_some());
+            quic.map(|addr| (server.peer, addr.clone())).collect::<Vec<_>>()
+        };
+        self.servers.iter().flat_map(of).collect()
+    }
+
     /// Whether this peer is one of the servers.
     pub fn is_server(&self, peer: &PeerId) -> bool {
         self.servers.iter().any(|server| server.peer.as_ref() == Some(peer))
@@ -237,6 +246,30 @@ impl ServerLinks {
         let leaving = self.links.drain(..).map(|link| link.client.leave());
         futures::future::join_all(leaving).await;
     }
+}
+
+/// Addresses that end in one PeerId are addresses of one server.
+fn grouped(addrs: &[Multiaddr]) -> Vec<Server> {
+    let mut servers: Vec<Server> = Vec::new();
+    for addr in addrs {
+        let target = Target::from_multiaddr(addr);
+        let known = servers.iter_mut().find(|server| server.peer.is_some() && server.peer == target.peer);
+        match known {
+            Some(server) => {
+                let news =
+                    target.addresses.into_iter().filter(|addr| !server.target.addresses.contains(addr));
+                server.target.addresses.extend(news.collect::<Vec<_>>());
+            }
+            None => servers.push(Server {
+                addr: addr.clone(),
+                reached: None,
+                peer: target.peer,
+                target,
+                state: State::New,
+            }),
+        }
+    }
+    servers
 }
 
 /// What a server that is so far away is told: the addresses of this machine or its network say something about us to a

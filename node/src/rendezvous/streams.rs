@@ -187,6 +187,8 @@ pub struct Behaviour {
     established: u64,
     pending: Vec<Pending>,
     actions: VecDeque<ToSwarm<Infallible, Ask>>,
+    /// Connections that somebody else opened for a purpose of its own.
+    left_alone: HashSet<ConnectionId>,
 }
 
 enum Role {
@@ -226,7 +228,18 @@ impl Behaviour {
             established: 0,
             pending: Vec::new(),
             actions: VecDeque::new(),
+            left_alone: HashSet::new(),
         }
+    }
+
+    /// No stream of ours will be opened on this connection, which is being dialled.
+    pub fn leave_alone(&mut self, id: ConnectionId) {
+        self.left_alone.insert(id);
+    }
+
+    /// A connection that was to be left alone never came up.
+    pub fn forget(&mut self, id: ConnectionId) {
+        self.left_alone.remove(&id);
     }
 
     /// Connections and dials remembered.
@@ -308,6 +321,9 @@ impl Behaviour {
     }
 
     fn established(&mut self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
+        if self.left_alone.contains(&id) {
+            return;
+        }
         self.established = self.established.saturating_add(1);
         self.connections.entry(peer).or_default().insert(self.established, Connection { id, dialled });
         let (ready, waiting) = std::mem::take(&mut self.pending)
@@ -343,6 +359,7 @@ impl Behaviour {
     }
 
     fn closed(&mut self, peer: PeerId, id: ConnectionId) {
+        self.left_alone.remove(&id);
         if let Some(of) = self.connections.get_mut(&peer) {
             of.retain(|_, c| c.id != id);
             if of.is_empty() {

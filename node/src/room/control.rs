@@ -11,6 +11,8 @@ use crate::session::keys::SenderKey;
 
 /// Version of the control messages, in [`Hello`].
 pub const CONTROL_VERSION: u16 = 1;
+/// In [`Hello::features`]: the sender sits behind a NAT that gave it no port over IPv4.
+pub const FEATURE_BEHIND_NAT: u64 = 1;
 /// Members listed in one message.
 pub const MAX_LISTED: usize = 16;
 /// Addresses kept of one member; the first ones stay.

@@ -1,11 +1,13 @@
 //! The media thread: from the microphone to the paths, from the paths to the ear.
 //!
-//! One thread, woken by the sound card's clock and by nothing else. In packet order, each round:
+//! One thread, woken by the sound card's clock, and by others only where QUIC has something to do for them. QUIC's own
+//! tasks run on it too (see [`transport::Drive`]). In packet order, each round:
 //!
 //! 1. `obey`: commands of the node loop (a new voice, a key, a clock offset).
-//! 2. `receive`: every datagram that came since is opened and put into its speaker's jitter buffer.
+//! 2. QUIC takes in what the sockets hold; `receive`: every datagram that came since is opened and put into its speaker's jitter buffer.
 //! 3. `play`: each period the card wants is pulled from the jitter buffers, mixed and written.
-//! 4. `speak`: each period the card captured is encoded, sealed once, and sent to everybody.
+//! 4. `speak`: each period the card captured is encoded, sealed once, and sent to everybody; QUIC sends
+//!    it off.
 //! 5. `tell`: reports for the speakers twice a second, figures for people once a second.
 //!
 //! Nothing here blocks on the network or on a person: paths drop what they cannot send, full event queues drop figures.
@@ -37,6 +39,7 @@ use crate::{
     path::Route,
     priority,
     session::keys::{OpenStats, Opener, Sealer, SenderKey},
+    transport::{self, Driver},
 };
 
 /// Datagrams of one speaker that wait for the next round. The oldest goes first: better a gap than a lag.
@@ -52,7 +55,9 @@ pub const REPORT_EVERY: Duration = Duration::from_millis(500);
 /// How often figures go to people.
 pub const STATS_EVERY: Duration = Duration::from_secs(1);
 /// Longest sleep of a round, where no card wakes it.
-const LONGEST_WAIT: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
+/// Between two looks at the network once the sound has ended.
+const FAREWELL_WAIT: Duration = Duration::from_millis(1);
 
 /// A sealed datagram and the moment it came.
 #[derive(Debug, Clone)]
@@ -253,18 +258,19 @@ pub enum Error {
 
 /// The node loop's end of the media thread.
 pub struct Media {
-    commands: std_mpsc::SyncSender<Command>,
+    commands: Option<std_mpsc::SyncSender<Command>>,
     thread: Option<JoinHandle<()>>,
     meters: Meters,
     opener: EndOpener,
 }
 
 impl Media {
-    /// Starts the thread on this sound card.
+    /// Starts the thread on this sound card, and QUIC with it.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn start(
+        driver: Driver,
         audio: Audio,
         profile: Profile,
         channels: u8,
@@ -296,13 +302,14 @@ impl Media {
             next_report: Instant::now(),
             next_stats: Instant::now() + STATS_EVERY,
         };
-        let thread = std::thread::Builder::new().name("media".into()).spawn(move || engine.run())?;
-        Ok((Self { commands, thread: Some(thread), meters, opener }, told))
+        let thread =
+            std::thread::Builder::new().name("media".into()).spawn(move || driver.run(engine.run()))?;
+        Ok((Self { commands: Some(commands), thread: Some(thread), meters, opener }, told))
     }
 
     /// Hands over a command. False where the thread is gone or hangs: the call is over then.
     pub fn command(&self, command: Command) -> bool {
-        self.commands.try_send(command).is_ok()
+        self.commands.as_ref().is_some_and(|commands| commands.try_send(command).is_ok())
     }
 
     /// How loud everybody is now.
@@ -324,7 +331,8 @@ impl Media {
 impl Drop for Media {
     fn drop(&mut self) {
         // The thread finishes the recording; a hanging one must not keep the person waiting.
-        let _ = self.commands.try_send(Command::Stop);
+        self.command(Command::Stop);
+        self.commands = None;
         if let Some(thread) = self.thread.take() {
             let deadline = Instant::now() + Duration::from_secs(1);
             while !thread.is_finished() && Instant::now() < deadline {
@@ -377,7 +385,7 @@ struct Engine {
 }
 
 impl Engine {
-    fn run(mut self) {
+    async fn run(mut self) {
         if !priority::real_time() {
             tracing::info!(
                 "no real-time priority for the media thread; `ulimit -r` or CAP_SYS_NICE would grant it"
@@ -385,12 +393,14 @@ impl Engine {
         }
         loop {
             self.audio.wait(LONGEST_WAIT);
+            transport::turn().await;
             if !self.obey() {
                 break;
             }
             self.receive();
             self.play();
             self.speak();
+            transport::flush().await;
             self.tell();
         }
         let last = Box::new(self.stats());
@@ -398,6 +408,13 @@ impl Engine {
             tracing::warn!(%error, "the recording may be incomplete");
         }
         let _ = self.events.try_send(MediaEvent::Stopped(last));
+        // The goodbyes still have to leave: QUIC goes on until the node has let go of it.
+        while !matches!(self.orders.try_recv(), Err(std_mpsc::TryRecvError::Disconnected)) {
+            std::thread::park_timeout(FAREWELL_WAIT);
+            transport::turn().await;
+        }
+        transport::turn().await;
+        transport::flush().await;
     }
 
     /// False when it is time to end.

@@ -1,7 +1,6 @@
 //! The one clock of the sound edge: CLOCK_MONOTONIC in nanoseconds, and exact conversions to 48 kHz frames.
 
-use rustix::thread::ClockId;
-use rustix::time::Timespec;
+use std::time::Duration;
 
 /// Frames (samples per channel) in a second on every card that hallway sees; other rates are converted at the edge.
 pub const RATE_HZ: u32 = 48_000;
@@ -17,17 +16,12 @@ pub fn monotonic_ns() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * NS_PER_SECOND + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// Sleeps until `at_ns` of CLOCK_MONOTONIC; returns at once if that has passed. Absolute, so lateness never adds up.
+/// Sleeps until `at_ns` of CLOCK_MONOTONIC or until somebody unparks the thread; returns at once if that has passed.
 pub(crate) fn sleep_until(at_ns: u64) {
-    let (Ok(tv_sec), Ok(tv_nsec)) =
-        (i64::try_from(at_ns / NS_PER_SECOND), i64::try_from(at_ns % NS_PER_SECOND))
-    else {
-        return;
-    };
-    let request = Timespec { tv_sec, tv_nsec };
-    while rustix::thread::clock_nanosleep_absolute(ClockId::Monotonic, &request)
-        == Err(rustix::io::Errno::INTR)
-    {}
+    let left = at_ns.saturating_sub(monotonic_ns());
+    if left > 0 {
+        std::thread::park_timeout(Duration::from_nanos(left));
+    }
 }
 
 /// Length of `frames` at 48 kHz, rounded down to a nanosecond. Exact for whole periods over any uptime.
@@ -52,10 +46,12 @@ mod tests {
     }
 
     #[test]
-    fn sleeping_until_the_past_returns_at_once_and_until_the_future_not_before() {
+    fn sleeping_until_the_past_returns_at_once_and_until_the_future_in_the_end() {
         let start = monotonic_ns();
         sleep_until(start - NS_PER_SECOND);
-        sleep_until(start + 3 * NS_PER_MS);
+        while monotonic_ns() < start + 3 * NS_PER_MS {
+            sleep_until(start + 3 * NS_PER_MS);
+        }
         assert!(monotonic_ns() >= start + 3 * NS_PER_MS);
     }
 }

@@ -175,7 +175,7 @@ impl Audio {
         self.opener.clone()
     }
 
-    /// Sleeps until capture has a period, playback wants one, or `max` has passed.
+    /// Sleeps until capture has a period, playback wants one, `max` has passed, or somebody unparks the thread.
     pub fn wait(&mut self, max: Duration) {
         if !self.sharp {
             // The kernel lets timers slip by 50 µs to save power; a fiftieth of a period is better spent on the call.
@@ -189,8 +189,12 @@ impl Audio {
             if next_ns <= now_ns {
                 return;
             }
-            sleep_until(next_ns.min(deadline_ns));
+            let until_ns = next_ns.min(deadline_ns);
+            sleep_until(until_ns);
             now_ns = monotonic_ns();
+            if now_ns < until_ns {
+                return;
+            }
         }
     }
 

@@ -47,6 +47,7 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
     let setup = swarm::Setup {
         rendezvous: behaviour,
         lan: false,
+        drive: None,
         idle_timeout: IDLE_TIMEOUT,
         max_connections: MAX_CONNECTIONS,
         max_per_origin: swarm::SERVER_CONNECTIONS_PER_ORIGIN,

@@ -131,6 +131,9 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// No descriptors left for the sockets' events.
+    #[error("cannot wait for the network: {0}")]
+    Drive(#[from] std::io::Error),
     /// The handshake could not be prepared.
     #[error(transparent)]
     Session(#[from] session::Error),

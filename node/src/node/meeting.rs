@@ -229,7 +229,7 @@ impl Node {
         known.connected(now);
         let (via, inbox) = (path.id(), known.inbox.clone());
         let start = dialer && known.wanted && !known.session.is_established();
-        tokio::spawn(read(peer, via, connection, inbox, self.control_sender.clone()));
+        self.drive.spawn(read(peer, via, connection, inbox, self.control_sender.clone()));
         self.budget.succeeded(&path.remote());
         self.choose_path(peer);
         if let Some(known) = self.peers.get_mut(&peer)

@@ -58,7 +58,7 @@ use crate::{
     room::{Departure, Output, Room, RoomRefusal},
     session::{self, Local, Refusal, Session},
     telemetry::Telemetry,
-    transport::{self, Authenticated},
+    transport::{self, Authenticated, Drive},
 };
 pub use command::{Answer, Command, MAX_WAITING_ORDERS, Order};
 pub use config::{Config, Ended, Error, PathChoice};
@@ -122,6 +122,7 @@ pub struct Node {
     elsewhere: Elsewhere,
     budget: DialBudget,
     media: Media,
+    drive: Drive,
     media_events: mpsc::Receiver<MediaEvent>,
     control: mpsc::Receiver<FromPath>,
     control_sender: mpsc::Sender<FromPath>,
@@ -153,8 +154,10 @@ impl Node {
         let secrets = config.invite.secrets();
         let local = Local::new(&config.keypair, &secrets)?;
         let (behaviour, opener) = rendezvous::Behaviour::client();
+        let (driver, drive) = transport::drive()?;
         let setup = swarm::Setup {
             rendezvous: behaviour,
+            drive: Some(drive.clone()),
             lan: config.lan,
             // Media is invisible to libp2p; this node decides itself which connections are of use.
             idle_timeout: Duration::from_secs(365 * 24 * 3600),
@@ -168,7 +171,8 @@ impl Node {
             let id = listening.map_err(|e| Error::Listen { addr: addr.clone(), reason: root_cause(&e) })?;
             silent_listeners.insert(id);
         }
-        let (media, media_events) = Media::start(audio, config.profile, config.channels, config.max_kbps)?;
+        let (media, media_events) =
+            Media::start(driver, audio, config.profile, config.channels, config.max_kbps)?;
         let links = ServerLinks::new(
             &config.rendezvous,
             config.keypair.clone(),
@@ -191,6 +195,7 @@ impl Node {
             network_back: None,
             budget: DialBudget::new(),
             media,
+            drive,
             media_events,
             control,
             control_sender,

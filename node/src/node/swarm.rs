@@ -2,7 +2,7 @@
 
 #![allow(missing_docs, reason = "the derived BehaviourEvent cannot be documented; everything else here is")]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, connection_limits,
@@ -73,6 +73,8 @@ pub struct Setup {
     pub lan: bool,
     /// Connections that nobody uses are closed after this time. Media is invisible to libp2p: a node keeps them.
     pub idle_timeout: Duration,
+    /// Where QUIC's tasks run; `None` for the tokio runtime that polls the swarm.
+    pub drive: Option<transport::Drive>,
     /// Connections at a time.
     pub max_connections: u32,
     /// Connections at a time from one public IPv4 address or IPv6 /64.
@@ -87,7 +89,11 @@ pub fn build(
     keypair: &Keypair,
     setup: Setup,
 ) -> Result<(Swarm<Behaviour>, mpsc::Receiver<Authenticated>), Error> {
-    let (quic, authenticated) = QuicTransport::new(transport::Config::new(keypair)?);
+    let mut config = transport::Config::new(keypair)?;
+    if let Some(drive) = setup.drive {
+        config = config.driven_by(Arc::new(drive));
+    }
+    let (quic, authenticated) = QuicTransport::new(config);
     let fail = |e: &dyn std::fmt::Display| Error::Setup(e.to_string());
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_pending_incoming(Some(MAX_PENDING_INCOMING))

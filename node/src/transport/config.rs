@@ -40,6 +40,7 @@ pub struct Config {
     pub(super) client: quinn::ClientConfig,
     pub(super) server: quinn::ServerConfig,
     pub(super) endpoint: quinn::EndpointConfig,
+    pub(super) runtime: Arc<dyn quinn::Runtime>,
 }
 
 /// The identity cannot be turned into a TLS certificate.
@@ -72,7 +73,13 @@ impl Config {
         client.transport_config(transport);
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.supported_versions(vec![1]);
-        Ok(Self { client, server, endpoint })
+        Ok(Self { client, server, endpoint, runtime: Arc::new(quinn::TokioRuntime) })
+    }
+
+    /// Runs QUIC's tasks there instead of on the tokio runtime of whoever polls the transport.
+    #[must_use]
+    pub fn driven_by(self, runtime: Arc<dyn quinn::Runtime>) -> Self {
+        Self { runtime, ..self }
     }
 }
 

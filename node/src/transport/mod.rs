@@ -9,10 +9,12 @@
 //! 2. `listener` binds a socket and accepts.
 //! 3. [`QuicTransport`] dials from those sockets and proves who answered.
 //! 4. `muxer` lends the streams to libp2p.
+//! 5. `drive` runs all that on the media thread, in step with the sound card.
 
 mod addr;
 mod config;
 mod congestion;
+mod drive;
 mod listener;
 mod muxer;
 
@@ -39,6 +41,7 @@ use tokio::sync::mpsc;
 pub use addr::{has_ipv6, ip_of, is_dialable, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
+pub use drive::{Drive, Driver, MAX_TASKS_A_TURN, drive, flush, turn};
 use listener::Listener;
 pub use muxer::{Muxer, Stream};
 
@@ -145,11 +148,22 @@ impl QuicTransport {
         } else {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         };
-        let endpoint = new_endpoint(self.config.endpoint.clone(), None, bind(any)?)?;
+        let endpoint = self.new_endpoint(None, bind(any)?)?;
         if reuse {
             self.dialers.insert(remote.is_ipv6(), endpoint.clone());
         }
         Ok(endpoint)
+    }
+}
+
+impl QuicTransport {
+    fn new_endpoint(
+        &self,
+        server: Option<quinn::ServerConfig>,
+        socket: UdpSocket,
+    ) -> Result<quinn::Endpoint, Error> {
+        let Config { endpoint, runtime, .. } = &self.config;
+        Ok(quinn::Endpoint::new(endpoint.clone(), server, socket, runtime.clone())?)
     }
 }
 
@@ -162,8 +176,8 @@ impl Transport for QuicTransport {
     fn listen_on(&mut self, id: ListenerId, addr: Multiaddr) -> Result<(), TransportError<Error>> {
         let local = to_socket_addr(&addr).ok_or(TransportError::MultiaddrNotSupported(addr))?;
         let socket = bind(local).map_err(|e| TransportError::Other(e.into()))?;
-        let endpoint = new_endpoint(self.config.endpoint.clone(), Some(self.config.server.clone()), socket)
-            .map_err(TransportError::Other)?;
+        let endpoint =
+            self.new_endpoint(Some(self.config.server.clone()), socket).map_err(TransportError::Other)?;
         let listener = Listener::new(id, endpoint, self.shared.clone()).map_err(TransportError::Other)?;
         self.listeners.push(listener);
         self.dialers.remove(&local.is_ipv6());
@@ -235,14 +249,6 @@ fn bind(addr: SocketAddr) -> io::Result<UdpSocket> {
     }
     socket.bind(&addr.into())?;
     Ok(socket.into())
-}
-
-fn new_endpoint(
-    endpoint: quinn::EndpointConfig,
-    server: Option<quinn::ServerConfig>,
-    socket: UdpSocket,
-) -> Result<quinn::Endpoint, Error> {
-    Ok(quinn::Endpoint::new(endpoint, server, socket, Arc::new(quinn::TokioRuntime))?)
 }
 
 #[cfg(test)]

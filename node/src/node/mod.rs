@@ -560,7 +560,9 @@ impl Node {
             self.media.command(MediaCommand::Stop);
             while let Some(event) = self.media_events.recv().await {
                 match event {
-                    MediaEvent::Stopped(stats) | MediaEvent::Stats(stats) => self.last_stats = Some(*stats),
+                    MediaEvent::Stats(stats) => self.last_stats = Some(*stats),
+                    // The thread itself goes on: it still has to send the goodbyes.
+                    MediaEvent::Stopped(stats) => return self.last_stats = Some(*stats),
                     _ => {}
                 }
             }

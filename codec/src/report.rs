@@ -123,6 +123,8 @@ pub struct Totals {
     pub recovered_samples: u64,
     /// Of those, comfort noise or silence after a long gap; a part of `concealed_samples`.
     pub silenced_samples: u64,
+    /// Gaps whose frames came too late to be heard, but in time to let the decoder go on as if they had not been missing.
+    pub mended: u64,
     /// Samples taken out to lower the delay.
     pub accelerated_samples: u64,
     /// Samples put in to raise the delay.

@@ -128,15 +128,15 @@ impl Packets {
         slot.at = at;
         slot.from_copy = from_copy;
         let end = at.saturating_add(info.duration.0.into());
+        slot.info = Some(info);
+        slot.opus.clear();
+        slot.opus.extend_from_slice(opus);
         if end <= playout {
             slot.state = State::Done;
             return Offer::Late(Samples(u32::try_from(playout.saturating_sub(at)).unwrap_or(u32::MAX)));
         }
         slot.state = State::Waiting;
-        slot.info = Some(info);
         slot.trace = trace;
-        slot.opus.clear();
-        slot.opus.extend_from_slice(opus);
         self.newest = Some(self.newest.map_or(end, |n| n.max(end)));
         Offer::Kept
     }
@@ -161,6 +161,14 @@ impl Packets {
     pub fn knows(&self, at: i64) -> bool {
         let slot = self.index(at).and_then(|i| self.slots.get(i));
         slot.is_some_and(|s| s.at == at && s.state != State::Empty)
+    }
+
+    /// The frame that begins at `at`, whether it waits, was played, or came too late: its length and its Opus packet.
+    #[must_use]
+    pub fn came(&self, at: i64) -> Option<(Samples, &[u8])> {
+        let slot = self.slots.get(self.index(at)?)?;
+        let info = slot.info.filter(|_| slot.state != State::Empty && slot.at == at)?;
+        Some((info.duration, &slot.opus))
     }
 
     /// Whether anything at all waits after `at`.

@@ -26,12 +26,14 @@ const LEAST_RECENT: usize = 20;
 /// A second whose fastest packet lies so far from the present level, beyond the present spread, was another path, or a queue
 /// that has gone.
 const OTHER_LEVEL: i64 = 15 * 48;
+/// The highest level of late is kept for so long, as what the ceiling stands on.
+const LEVEL_STANDS: i64 = 10 * SAMPLE_RATE as i64;
 /// Share of arrivals, in 1/1000, beyond the spread that is shown.
 const LATE_OF_JITTER: usize = 50;
 /// What missing sound costs, in ms of delay, times the square root of its share in percent: measured by PESQ, the first
-/// missing frames hurt most, and low-delay frames three times as much as speech frames, whose gaps are filled better.
-const COST_FRAGILE: f64 = 140.0;
-const COST_SPEECH: f64 = 100.0;
+/// missing frames hurt most. Low-delay frames that come too late are mended, so that they cost less than lost ones.
+const COST_FRAGILE: f64 = 40.0;
+const COST_SPEECH: f64 = 90.0;
 /// Share in percent below which more hardly counts: the odd frame in a minute.
 const HARMLESS: f64 = 0.005;
 /// A greater delay must save so much of that cost, in ms.
@@ -41,8 +43,15 @@ const WORTH_RAISING_SPEECH: f64 = 10.0;
 const WORTH_LOWERING: i64 = 72;
 const LOWER_AFTER_FRAGILE: i64 = 8 * SAMPLE_RATE as i64;
 const LOWER_AFTER_SPEECH: i64 = 15 * SAMPLE_RATE as i64;
+/// Of a lower one, half is taken each time, and so much at least.
+const LOWER_AT_LEAST: i64 = 25 * 48;
+/// A path whose arrivals spread by no more than this for so long is a calm one.
+const CALM_FOR: i64 = 6 * SAMPLE_RATE as i64;
+const CALM_SPREAD: i64 = 14 * 48;
+/// A spread, over all that is remembered, below which a lower target is taken all at once.
+const CALM: i64 = 20 * 48;
 /// A far lower one is taken sooner: a queue has drained, or another path is in use.
-const FAR_LOWER: i64 = 40 * 48;
+const FAR_LOWER: i64 = 15 * 48;
 const FAR_LOWER_AFTER: i64 = SAMPLE_RATE as i64;
 const CHANGED_FOR: i64 = 5 * SAMPLE_RATE as i64;
 /// Lateness beyond the present need that makes a stall.
@@ -121,6 +130,8 @@ pub struct Target {
     manner: Manner,
     /// When arrivals of another level of the path were forgotten last.
     changed: Option<i64>,
+    /// What [`Target::level`] gives, and when it was seen.
+    level: Option<(i64, i64)>,
     worked_out: i64,
     came_late: bool,
     began: Option<i64>,
@@ -141,6 +152,7 @@ impl Target {
             lower: None,
             manner: Manner::default(),
             changed: None,
+            level: None,
             worked_out: i64::MIN,
             came_late: false,
             began: None,
@@ -156,6 +168,7 @@ impl Target {
         self.held = None;
         self.lower = None;
         self.stall = None;
+        self.level = None;
         self.began = None;
         self.worked_out = i64::MIN;
     }
@@ -203,8 +216,9 @@ impl Target {
         let jitter = self.sorted.get(self.sorted.len() * LATE_OF_JITTER / 1000).map_or(0, |s| s.0 - base);
         let expected = known.max((pulled - first) / STEP);
         let changed = self.changed.is_some_and(|at| pulled - at < CHANGED_FOR);
-        let ceiling = base_now + i64::from(self.config.ceiling.0);
-        let chosen = self.choose(pulled, slope, manner, Seen { expected, known, base, ceiling, changed });
+        let ceiling = self.level(pulled, base_now) + i64::from(self.config.ceiling.0);
+        let chosen =
+            self.choose(pulled, slope, manner, Seen { expected, known, base, ceiling, changed, jitter });
         let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
         let floor = if is_known { self.config.floor.0 } else { self.start().0 };
         let wanted = chosen + i64::from(self.config.margin.0) + LEAD as i64;
@@ -224,6 +238,13 @@ impl Target {
         if few < LEAST_RECENT {
             return None;
         }
+        if self.is_calm(pulled, slope) {
+            let before = self.came.iter().take_while(|c| pulled - c.pulled > CALM_FOR).count();
+            if self.came.range(..before).any(|c| lateness(c) > most + CALM_SPREAD) {
+                self.came.drain(..before);
+                self.changed = Some(pulled);
+            }
+        }
         let spread = 2 * (most - level) + OTHER_LEVEL;
         let (mut at, mut forget, mut was_other) = (0, 0, false);
         while let Some(begins) = self.came.get(at).map(|c| c.pulled) {
@@ -242,6 +263,29 @@ impl Target {
             self.changed = Some(pulled);
         }
         Some(level)
+    }
+
+    /// Whether for [`CALM_FOR`] everything took the same time: what was learnt before is of a queue that has drained, or of
+    /// another path.
+    fn is_calm(&self, pulled: i64, slope: f64) -> bool {
+        let recent = self.came.iter().rev().take_while(|c| pulled - c.pulled <= CALM_FOR);
+        let (mut least, mut most) = (i64::MAX, i64::MIN);
+        for came in recent {
+            let lateness = came.moved(pulled - came.pulled, slope);
+            (least, most) = (least.min(lateness), most.max(lateness));
+            if most - least > CALM_SPREAD {
+                return false;
+            }
+        }
+        self.came.front().is_some_and(|c| pulled - c.pulled > CALM_FOR)
+    }
+
+    /// The level of the path that the ceiling stands on: the highest of late, so that a wavering path does not move it.
+    fn level(&mut self, pulled: i64, base_now: i64) -> i64 {
+        match self.level {
+            Some((level, at)) if base_now < level && pulled - at < LEVEL_STANDS => level,
+            _ => self.level.insert((base_now, pulled)).0,
+        }
     }
 
     /// The state as last worked out.
@@ -301,7 +345,13 @@ impl Target {
         let (since, most) = self.lower.map_or((pulled, best.1), |(at, most)| (at, most.max(best.1)));
         self.lower = Some((since, most));
         let after = if seen.changed && most < held - FAR_LOWER { FAR_LOWER_AFTER } else { patience };
-        if pulled - since >= after { self.hold(pulled, most.min(held)) } else { held }
+        if pulled - since < after {
+            return held;
+        }
+        // Not all the way at once: what is rare may only have been absent.
+        let all_at_once = after == FAR_LOWER_AFTER || seen.jitter < CALM;
+        let half = held - ((held - most) / 2).max(LOWER_AT_LEAST);
+        self.hold(pulled, if all_at_once { most } else { most.max(half) }.min(held))
     }
 
     fn hold(&mut self, pulled: i64, offset: i64) -> i64 {
@@ -339,6 +389,7 @@ struct Seen {
     known: i64,
     base: i64,
     ceiling: i64,
+    jitter: i64,
     /// The path changed its level of late.
     changed: bool,
 }
@@ -413,15 +464,15 @@ mod tests {
             target.need(at, 0.0, manner(0)).unwrap().offset - 700 - LEAD as i64
         };
         run(&mut target, 800, 0);
-        run(&mut target, 20, 2400);
+        run(&mut target, 20, 1500);
         assert_eq!(run(&mut target, 200, 0), 0);
-        run(&mut target, 20, 2400);
+        run(&mut target, 20, 1500);
         run(&mut target, 200, 0);
-        let provided = run(&mut target, 60, 2400);
+        let provided = run(&mut target, 60, 1500);
         assert!(provided > 1200, "{provided}");
         let mut target = super::tests::target();
         run(&mut target, 800, 0);
-        assert_eq!(run(&mut target, 120, 2400), 2400);
+        assert_eq!(run(&mut target, 240, 2400), 2400);
     }
 
     #[test]

@@ -87,6 +87,36 @@ impl Decoder {
         check("reset", code).map(drop)
     }
 
+    /// Keeps the whole state, to come back to it by [`Decoder::restore`].
+    pub fn save(&self, to: &mut Saved) {
+        if to.channels == self.channels {
+            // SAFETY: a decoder's state is one block of `opus_decoder_get_size` bytes that a plain copy takes (opus.h says
+            // so of `opus_decoder_create`); `to` was made for as many channels and is that long.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    self.state.as_ptr().cast::<u8>(),
+                    to.bytes.as_mut_ptr().cast::<u8>(),
+                    to.length,
+                );
+            }
+            to.full = true;
+        }
+    }
+
+    /// Goes back to a state that was saved from this decoder; does nothing where none was.
+    pub fn restore(&mut self, from: &Saved) {
+        if from.channels == self.channels && from.full {
+            // SAFETY: as above, the other way; the bytes are a state since `full` says that one was saved.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    from.bytes.as_ptr().cast::<u8>(),
+                    self.state.as_ptr().cast::<u8>(),
+                    from.length,
+                );
+            }
+        }
+    }
+
     fn run(
         &mut self,
         doing: &'static str,
@@ -105,6 +135,29 @@ impl Decoder {
             sys::opus_decode_float(self.state.as_ptr(), data, length, out.as_mut_ptr(), frame, fec.into())
         };
         Ok(Samples(check(doing, given)?.unsigned_abs()))
+    }
+}
+
+/// Room for a decoder's state.
+#[derive(Debug)]
+pub struct Saved {
+    channels: usize,
+    /// In words, so that it is aligned as the state is.
+    bytes: Vec<u64>,
+    length: usize,
+    full: bool,
+}
+
+impl Saved {
+    /// Empty, for decoders of `channels`.
+    ///
+    /// # Errors
+    /// [`Error::Channels`] for other than 1 or 2.
+    pub fn new(channels: u8) -> Result<Self, Error> {
+        // SAFETY: takes a number and gives a number.
+        let length = unsafe { sys::opus_decoder_get_size(checked_channels(channels)?) };
+        let length = usize::try_from(length).unwrap_or(0);
+        Ok(Self { channels: channels.into(), bytes: vec![0; length.div_ceil(8)], length, full: false })
     }
 }
 

@@ -9,7 +9,7 @@
 mod decoder;
 mod encoder;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Saved};
 pub use encoder::{Encoder, EncoderSettings};
 
 use crate::{
@@ -195,6 +195,32 @@ mod tests {
         assert!(decoder.conceal(&mut out[..100]).is_err(), "not a multiple of 2.5 ms");
         assert_eq!(inspect(&[]), None);
         assert_eq!(inspect(&[0x1b, 0x05]), None, "5 frames of 60 ms");
+    }
+
+    #[test]
+    fn a_decoder_taken_back_to_an_earlier_state_decodes_as_if_nothing_had_been_between() {
+        let said = voice(24_000);
+        let mut encoder = Encoder::new(1, Application::LowDelay).unwrap();
+        encoder.configure(&EncoderSettings::default()).unwrap();
+        let mut packets = vec![Vec::new(); 100];
+        for (pcm, packet) in said.chunks_exact(240).zip(&mut packets) {
+            encoder.encode(pcm, packet).unwrap();
+        }
+        let (mut straight, mut back) = (Decoder::new(1, 5).unwrap(), Decoder::new(1, 5).unwrap());
+        let mut saved = Saved::new(1).unwrap();
+        let (mut wanted, mut got) = (vec![0.0; 240], vec![0.0; 240]);
+        for (n, packet) in packets.iter().enumerate() {
+            if n == 50 {
+                back.save(&mut saved);
+                for _ in 0..5 {
+                    back.conceal(&mut got).unwrap();
+                }
+                back.restore(&saved);
+            }
+            straight.decode(packet, &mut wanted).unwrap();
+            back.decode(packet, &mut got).unwrap();
+            assert_eq!(wanted, got, "packet {n}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! 5. Each frame that is played is entered in the latency ledger.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod mend;
 mod playout;
 
 use crate::{
@@ -128,6 +129,7 @@ pub struct Receiver {
     resampler: Resampler,
     audio: Audio,
     concealment: Concealment,
+    mend: mend::Mend,
     ledger: Ledger,
     scratch: Vec<f32>,
     /// Samples pulled since the beginning.
@@ -185,6 +187,7 @@ impl Receiver {
             resampler: Resampler::new(channels),
             audio: Audio::new(channels),
             concealment: Concealment::default(),
+            mend: mend::Mend::new(config.channels)?,
             ledger: Ledger::default(),
             scratch: vec![0.0; Samples::MS_20.interleaved(channels)],
             pulled: 0,
@@ -357,6 +360,7 @@ impl Receiver {
         self.sequence.restart();
         self.estimator.start_afresh();
         let _ = self.decoder.reset();
+        self.mend.forget();
         self.stream = Some(Stream {
             wire,
             at,
@@ -387,6 +391,7 @@ impl Receiver {
             }
         });
         self.marks.clear();
+        self.mend.forget();
         if let Some(stream) = &mut self.stream {
             stream.decoded = at;
             stream.late_since = None;

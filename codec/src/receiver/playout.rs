@@ -127,15 +127,23 @@ impl Receiver {
         let Some(stream) = self.stream else { return false };
         let Some(frame) = self.packets.covering(stream.decoded) else { return false };
         let (at, info, trace) = (frame.at, frame.info, frame.trace);
-        let decoded = self.decoder.decode(frame.opus, &mut self.scratch);
         self.recovered = frame.from_copy;
+        let mended = self.mend(at);
+        let Some((_, opus)) = self.packets.came(at) else { return false };
+        let decoded = self.decoder.decode(opus, &mut self.scratch);
         self.packets.done(at);
+        if mended {
+            let past = Samples(u32::try_from(stream.decoded - at).unwrap_or(0)).interleaved(self.channels);
+            if let Some(heard) = self.scratch.get_mut(past..) {
+                self.mend.blend(heard, self.channels);
+            }
+        }
         if decoded != Ok(info.duration) {
             self.totals.malformed += 1;
             return false;
         }
         self.mark(at.max(stream.decoded), at, trace);
-        self.append(at, info);
+        self.append(at, info, mended);
         true
     }
 
@@ -152,12 +160,12 @@ impl Receiver {
             return false;
         }
         self.recovered = true;
-        self.append(at, info);
+        self.append(at, info, false);
         true
     }
 
     /// Adds the decoded frame that begins at `at`, less what was already played in its place.
-    fn append(&mut self, at: i64, info: PacketInfo) {
+    fn append(&mut self, at: i64, info: PacketInfo, blended: bool) {
         let Some(stream) = &mut self.stream else { return };
         let skipped = (stream.decoded - at).max(0) as u32;
         let fresh = info.duration.0.saturating_sub(skipped);
@@ -167,8 +175,9 @@ impl Receiver {
         };
         if !tame(pcm) {
             let _ = self.decoder.reset();
+            self.mend.forget();
         }
-        if skipped > 0 {
+        if skipped > 0 && !blended {
             self.audio.blend_into(pcm);
         }
         self.concealment.heard(pcm, self.channels);
@@ -187,12 +196,16 @@ impl Receiver {
         let next = self.packets.next_after(stream.decoded);
         let length = next.map_or(most, |n| most.min(u32::try_from(n.at - stream.decoded).unwrap_or(most)));
         let channels = self.channels;
+        if self.concealment.run() == Samples::ZERO && self.heard_any {
+            self.mend.begin(stream.decoded, &self.decoder);
+        }
         let Some(pcm) = self.scratch.get_mut(..Samples(length).interleaved(channels)) else { return };
         if self.concealment.is_gone() || !self.heard_any || self.decoder.conceal(pcm).is_err() {
             pcm.fill(0.0);
         }
         if !tame(pcm) {
             let _ = self.decoder.reset();
+            self.mend.forget();
         }
         let was_gone = self.concealment.is_gone();
         if self.heard_any {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::{
     events::PathKind,
+    forward::Uplink,
     path::{CloseReason, Path, Route, rung},
 };
 
@@ -301,6 +302,41 @@ impl Paths {
         self.open.iter().filter(direct).any(|entry| {
             entry.path.is_open() && !entry.is_silent(now, self.used == Some(entry.path.id()), false)
         })
+    }
+
+    /// How long nothing has come on the path in use.
+    pub fn silent_for(&self, now: Instant) -> Option<Duration> {
+        self.used_rung().map(|rung| now.saturating_duration_since(rung.heard))
+    }
+
+    /// Whether a way through this room of a server, to this number, is among them and open.
+    pub fn has_relay(&self, uplink: &Arc<Uplink>, index: u8) -> bool {
+        self.relay(uplink, index).is_some()
+    }
+
+    /// Whether that way works.
+    pub fn relay_works(&self, now: Instant, uplink: &Arc<Uplink>, index: u8) -> bool {
+        self.relay(uplink, index)
+            .is_some_and(|rung| rung.works(now, self.used == Some(rung.path.id()), false))
+    }
+
+    /// Whether that way is the one in use.
+    pub fn uses_relay(&self, uplink: &Arc<Uplink>, index: u8) -> bool {
+        self.relay(uplink, index).is_some_and(|rung| self.used == Some(rung.path.id()))
+    }
+
+    /// Closes that way: the peer is no longer there.
+    pub fn close_relay(&mut self, uplink: &Arc<Uplink>, index: u8) {
+        if let Some(rung) = self.relay(uplink, index) {
+            rung.path.close(CloseReason::Silent);
+        }
+    }
+
+    fn relay(&self, uplink: &Arc<Uplink>, index: u8) -> Option<&Rung> {
+        let leads = |rung: &&Rung| {
+            rung.path.relay().is_some_and(|(through, to)| Arc::ptr_eq(through, uplink) && to == index)
+        };
+        self.open.iter().find(leads)
     }
 
     /// Whether a path of this kind is open.

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod clock;
 pub mod controls;
 pub mod events;
+pub mod forward;
 pub mod identity;
 pub mod invite;
 pub mod ladder;

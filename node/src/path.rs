@@ -18,6 +18,7 @@ use libp2p::Multiaddr;
 
 use crate::{
     events::PathKind,
+    forward::Uplink,
     transport::{self, MediaController},
 };
 
@@ -73,6 +74,12 @@ pub trait Path: Send + Sync {
     }
     /// It turned out that it goes through a hole in the NATs of both sides.
     fn mark_punched(&self) {}
+    /// The server's room that it leads through, and the peer's number there: one upload may serve several members.
+    fn relay(&self) -> Option<(&Arc<Uplink>, u8)> {
+        None
+    }
+    /// A datagram of this size was sent for it by its [`Path::relay`].
+    fn counted(&self, _bytes: usize) {}
     /// An end-to-end round trip measured on it. A path that measures its own ignores this.
     fn measured(&self, _rtt: Duration) {}
 }

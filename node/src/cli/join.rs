@@ -105,12 +105,6 @@ enum PathChoice {
 /// Joins, talks, leaves.
 pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     let started = Instant::now();
-    if matches!(args.path, PathChoice::Relay | PathChoice::Tcp) {
-        return Err(Failure::usage(
-            "this version has no relay and no TCP path yet",
-            "Use --path auto or --path direct.",
-        ));
-    }
     if let Some(addr) = args.listen.iter().find(|addr| transport::to_socket_addr(addr).is_none()) {
         return Err(Failure::usage(
             format!("cannot listen on {addr}"),
@@ -165,13 +159,26 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     })?;
     // What is named is used; with nothing named the local network is searched.
     let named: Vec<Multiaddr> = args.at.iter().chain(&args.room.rendezvous).cloned().collect();
+    let through_server = matches!(args.path, PathChoice::Relay | PathChoice::Tcp);
+    if through_server && named.is_empty() {
+        return Err(Failure::usage(
+            "--path relay and --path tcp need a server that passes voice on",
+            "Name one with --at, or use an invite that names one.",
+        ));
+    }
+    // Who hides behind a server neither listens nor announces.
+    let listen = match args.listen {
+        _ if through_server => Vec::new(),
+        listen if listen.is_empty() => everywhere(),
+        listen => listen,
+    };
     let config = node::Config {
         keypair,
         name,
-        lan: named.is_empty(),
+        lan: named.is_empty() && !through_server,
         rendezvous: named,
         invite: args.room,
-        listen: if args.listen.is_empty() { everywhere() } else { args.listen },
+        listen,
         announce: args.announce,
         path: match args.path {
             PathChoice::Auto => node::PathChoice::Auto,

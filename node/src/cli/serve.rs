@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{DataDir, Failure, info, server_runtime};
 use crate::{
-    clock,
+    clock, forward,
     node::{root_cause, swarm},
     rendezvous::{self, Server, ServerConfig, ServerEvent},
 };
@@ -29,6 +29,25 @@ pub struct RendezvousArgs {
     /// Where to listen (repeatable), as /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001
     #[arg(long, value_name = "MULTIADDR")]
     listen: Vec<Multiaddr>,
+    /// Most that is passed on between members who cannot reach each other, of all rooms together, in kilobits a second;
+    /// 0 passes nothing on
+    #[arg(long, value_name = "KBPS", default_value_t = forward::Limits::default().total_kbps)]
+    forward_rate: u32,
+    /// The same for one room
+    #[arg(long, value_name = "KBPS", default_value_t = forward::Limits::default().room_kbps)]
+    forward_room_rate: u32,
+    /// The same for one member, summed over those it is sent to
+    #[arg(long, value_name = "KBPS", default_value_t = forward::Limits::default().sender_kbps)]
+    forward_sender_rate: u32,
+    /// Rooms for which something may be passed on at a time
+    #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().rooms)]
+    forward_rooms: usize,
+    /// Members of one of them
+    #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().members)]
+    forward_members: usize,
+    /// Members of all of them
+    #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().sessions)]
+    forward_sessions: usize,
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
@@ -69,7 +88,18 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
             )
         })?;
     }
-    let (server, mut events) = Server::spawn(ServerConfig::default(), incoming);
+    let defaults = forward::Limits::default();
+    let forward = forward::Limits {
+        total_kbps: args.forward_rate,
+        room_kbps: args.forward_room_rate,
+        sender_kbps: args.forward_sender_rate,
+        rooms: args.forward_rooms,
+        members: args.forward_members,
+        sessions: args.forward_sessions,
+        sessions_reserved: defaults.sessions_reserved.min(args.forward_sessions / 10),
+        ..defaults
+    };
+    let (server, mut events) = Server::spawn(ServerConfig { forward, ..ServerConfig::default() }, incoming);
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::other(e, ""))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::other(e, ""))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| Failure::other(e, ""))?;
@@ -90,8 +120,7 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
                 SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "listener"),
                 _ => {}
             },
-            // Media never comes to a rendezvous server. The handle is dropped; libp2p holds the connection.
-            Some(_) = authenticated.recv() => {}
+            Some(authenticated) = authenticated.recv() => server.forwarder().serve_connection(authenticated),
             Some(event) = events.recv() => tell(args.json, &event),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -144,6 +173,10 @@ fn tell(as_json: bool, event: &ServerEvent) {
         }
         ServerEvent::Expired { peer, left } => {
             line(format_args!("{} {peer}", if *left { "left" } else { "expired" }));
+        }
+        ServerEvent::Relayed { peer, began: true, .. } => line(format_args!("relaying for {peer}")),
+        ServerEvent::Relayed { peer, datagrams, bytes, .. } => {
+            line(format_args!("relayed {datagrams} datagrams, {bytes} bytes for {peer}"));
         }
         ServerEvent::Refused { peer, why } => line(format_args!("refused {peer}: {why:?}")),
         ServerEvent::Stats(_) => {}

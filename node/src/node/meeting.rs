@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
+use crate::forward::{Inlets, wire::FORWARD};
 
 impl Node {
     pub(super) fn handle_rendezvous(&mut self, server: usize, event: ClientEvent) {
@@ -20,6 +21,7 @@ impl Node {
             }
             ClientEvent::Registered { .. } => {
                 let peer_id = self.links.peer(server);
+                self.open_relays(server);
                 if self.links.newly_registered(server) {
                     self.tell_server(RendezvousState::Registered, peer_id, addr);
                 }
@@ -100,7 +102,11 @@ impl Node {
     pub(super) fn discovered(&mut self, id: PeerId, mut addresses: Vec<Multiaddr>, patience: Duration) {
         let now = Instant::now();
         addresses.retain(carries_voice);
-        if id == self.me || addresses.is_empty() || self.elsewhere.contains(now, &id) {
+        if !self.config.path.direct()
+            || id == self.me
+            || addresses.is_empty()
+            || self.elsewhere.contains(now, &id)
+        {
             return;
         }
         let patience = if dials_first(&self.me, &id) { Duration::ZERO } else { patience };
@@ -122,7 +128,11 @@ impl Node {
 
     pub(super) fn dial(&mut self, id: PeerId, now: Instant) {
         let said = self.said_by(&id);
+        let relayed = self.offer_relays(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        if !self.config.path.direct() {
+            return peer.dial_failed(now);
+        }
         let budget = &mut self.budget;
         peer.learn_later(said);
         let lost = peer.lost_since.is_some();
@@ -138,7 +148,11 @@ impl Node {
         addresses.retain(|addr| peer.proven.contains(addr) || budget.allow(now, addr));
         if addresses.is_empty() {
             tracing::debug!(peer = %id, "no address that may be dialled now");
-            peer.dial_denied(now);
+            if relayed && !peer.session.is_established() {
+                peer.dial_failed(now);
+            } else {
+                peer.dial_denied(now);
+            }
             return;
         }
         peer.dialling(now, &addresses);
@@ -147,7 +161,8 @@ impl Node {
         match self.swarm.dial(opts) {
             Ok(()) => {
                 peer.dial_begun(now);
-                if peer.told != Some(PeerState::Reconnecting) {
+                let news = peer.told != Some(PeerState::Reconnecting) && !peer.session.is_established();
+                if news {
                     self.tell_peer(id, PeerState::Connecting, None);
                 }
             }
@@ -229,9 +244,13 @@ impl Node {
         known.connected(now);
         let (via, inbox) = (path.id(), known.inbox.clone());
         let start = dialer && known.wanted && !known.session.is_established();
-        self.drive.spawn(read(peer, via, connection, inbox, self.control_sender.clone()));
+        let inlets = self.relays.inlets.clone();
+        self.drive.spawn(read(peer, via, connection, inbox, inlets, self.control_sender.clone()));
         self.budget.succeeded(&path.remote());
         self.choose_path(peer);
+        if self.links.is_server(&peer) {
+            self.server_connected(peer);
+        }
         if let Some(known) = self.peers.get_mut(&peer)
             && start
         {
@@ -370,10 +389,14 @@ impl Node {
 
     /// What others should dial us at.
     pub(super) fn own_addresses(&self) -> Vec<Multiaddr> {
-        if !self.config.announce.is_empty() {
+        if !self.config.announce.is_empty() && self.config.path.direct() {
             return self.config.announce.clone();
         }
         let quic = self.listening.iter().filter(|addr| transport::to_socket_addr(addr).is_some());
+        // Others reach us through a server alone, and are not to learn where we are.
+        if !self.config.path.direct() {
+            return Vec::new();
+        }
         let seen = self.observations.candidates().into_iter().map(transport::to_multiaddr);
         let mut addresses: Vec<Multiaddr> = seen.chain(quic.cloned()).collect();
         let mut seen = HashSet::new();
@@ -389,27 +412,23 @@ impl Node {
     }
 }
 
-/// Reads one connection's datagrams: voice to the media thread, the rest to the node loop.
+/// Reads one connection's datagrams: voice to the media thread, the rest to the node loop. What a server passes on is the
+/// member's who sent it.
 async fn read(
     peer: PeerId,
     via: usize,
     connection: quinn::Connection,
     inbox: media::Inbox,
+    inlets: Inlets,
     control: mpsc::Sender<FromPath>,
 ) {
-    let (mut second, mut taken) = (Instant::now(), 0u32);
+    let (mut doorman, mut relayed) = (Doorman::default(), Doorman::default());
     while let Ok(bytes) = connection.read_datagram().await {
         let arrived = clock::now();
-        if bytes.first() == Some(&session::keys::MEDIA) {
-            inbox.push(Datagram { arrived, bytes });
-            continue;
-        }
-        if second.elapsed() >= Duration::from_secs(1) {
-            (second, taken) = (Instant::now(), 0);
-        }
-        taken = taken.saturating_add(1);
-        if taken <= MAX_CONTROL_PER_SECOND {
-            let _ = control.try_send(FromPath::Control { peer, via, arrived, bytes });
+        if bytes.first() != Some(&FORWARD) {
+            doorman.deliver(peer, via, arrived, bytes, &inbox, &control);
+        } else if let Some(from) = inlets.resolve(&peer, &bytes) {
+            relayed.deliver(from.peer, from.via, arrived, from.datagram, &from.inbox, &control);
         }
     }
     let _ = control.send(FromPath::Closed { peer }).await;

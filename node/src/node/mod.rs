@@ -16,6 +16,7 @@ mod observe;
 mod orders;
 pub mod origins;
 mod peer;
+mod relays;
 mod server_links;
 mod snapshot;
 pub mod swarm;
@@ -64,6 +65,7 @@ pub use command::{Answer, Command, MAX_WAITING_ORDERS, Order};
 pub use config::{Config, Ended, Error, PathChoice};
 use elsewhere::Elsewhere;
 use peer::{MAX_LOST, Peer, dials_first};
+use relays::{Doorman, Relays};
 use server_links::ServerLinks;
 pub use snapshot::{Person, Server, Snapshot};
 use swarm::{Behaviour, BehaviourEvent};
@@ -116,6 +118,7 @@ pub struct Node {
     swarm: Swarm<Behaviour>,
     authenticated: mpsc::Receiver<Authenticated>,
     links: ServerLinks,
+    relays: Relays,
     room: Room,
     peers: HashMap<PeerId, Peer>,
     /// Peers that proved to be in another room, or were not taken into ours: left alone for a moment.
@@ -179,6 +182,7 @@ impl Node {
             secrets,
             opener,
             !config.announce.is_empty(),
+            config.path,
         );
         let (control_sender, control) = mpsc::channel(MAX_WAITING_CONTROL);
         let room = Room::new(me, &config.name, config.announce.clone());
@@ -188,6 +192,7 @@ impl Node {
             swarm,
             authenticated,
             links,
+            relays: Relays::new(),
             room,
             peers: HashMap::new(),
             elsewhere: Elsewhere::default(),
@@ -255,6 +260,7 @@ impl Node {
                 Some(authenticated) = self.authenticated.recv() => self.handle_connection(authenticated),
                 Some(from_path) = self.control.recv() => self.handle_from_path(from_path),
                 Some((server, event)) = self.links.next() => self.handle_rendezvous(server, event),
+                Some((link, event)) = self.relays.next() => self.handle_relay(link, event),
                 event = self.media_events.recv() => match event {
                     Some(event) => self.handle_media(event),
                     None => return Err(Error::MediaEnded),
@@ -365,6 +371,7 @@ impl Node {
         for peer in looked {
             self.choose_path(peer);
         }
+        self.look_after_relays(now);
         self.config.volumes.save_soon(now);
         if let Err(error) = self.links.rotate() {
             tracing::error!(%error, "the room's name of tomorrow could not be registered");
@@ -556,6 +563,7 @@ impl Node {
             peer.session.close(now);
             peer.transmit(now);
         }
+        self.relays.leave();
         let media_done = async {
             self.media.command(MediaCommand::Stop);
             while let Some(event) = self.media_events.recv().await {
@@ -620,6 +628,7 @@ impl Node {
         let ends = [self.config.leave_after, self.config.require_peer.filter(|_| !self.met_somebody)];
         sessions
             .chain(self.room.poll_timeout())
+            .chain(self.relays.next_timeout())
             .chain(ends.into_iter().flatten().map(|after| started + after))
             .min()
             .unwrap_or(now + TICK)

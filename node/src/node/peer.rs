@@ -274,6 +274,15 @@ impl Peer {
         }
     }
 
+    /// A way through a server is there.
+    pub fn relayed(&mut self, now: Instant) {
+        if self.session.is_established() {
+            self.lost_since = None;
+        } else if self.paths.len() <= 1 {
+            self.since = now;
+        }
+    }
+
     /// True when it is time to dial a fresh path beside a silent one; counts as dialled.
     pub fn fresh_due(&mut self, now: Instant) -> bool {
         let due = now >= self.next_fresh && self.paths.is_silent(now);

@@ -1,11 +1,13 @@
 //! The rendezvous servers of a node: one client for each server and each name that the room bears today.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest;
 use futures::{StreamExt, stream::BoxStream, stream::SelectAll};
-use libp2p::{Multiaddr, PeerId, identity::Keypair};
+use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use tokio::sync::oneshot;
 
+use super::PathChoice;
 use crate::{
     invite::RoomSecrets,
     rendezvous::{
@@ -19,6 +21,10 @@ use crate::{
 pub const REGISTRATION_TTL: Duration = Duration::from_secs(120);
 /// Clocks of two members may be apart by this much around midnight, when the room's name changes.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(600);
+/// Servers on which one room lives, of those that are configured.
+pub const ROOM_SERVERS: usize = 2;
+/// A server that has not answered for this long is replaced by the next one in the room's order.
+pub const REPLACED_AFTER: Duration = Duration::from_secs(5);
 /// How often the day is looked up.
 const ROTATION_CHECK: Duration = Duration::from_secs(60);
 
@@ -31,6 +37,8 @@ struct Server {
     reached: Option<Multiaddr>,
     peer: Option<PeerId>,
     state: State,
+    /// Since when it does not answer.
+    lost_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +66,9 @@ pub struct ServerLinks {
     addresses: Vec<Multiaddr>,
     /// The person chose the addresses: every server gets them as they are.
     announced: bool,
-    next_check: std::time::Instant,
+    next_check: Instant,
+    /// How many servers were taken for lost when the rooms were last given their homes.
+    replaced: usize,
     door: Option<oneshot::Receiver<[u8; DOOR_LEN]>>,
 }
 
@@ -70,8 +80,9 @@ impl ServerLinks {
         secrets: RoomSecrets,
         opener: Opener,
         announced: bool,
+        path: PathChoice,
     ) -> Self {
-        let servers = grouped(servers);
+        let servers = grouped(servers, path);
         Self {
             servers,
             links: Vec::new(),
@@ -81,7 +92,8 @@ impl ServerLinks {
             opener,
             addresses: Vec::new(),
             announced,
-            next_check: std::time::Instant::now() + ROTATION_CHECK,
+            next_check: Instant::now() + ROTATION_CHECK,
+            replaced: 0,
             door: None,
         }
     }
@@ -116,19 +128,46 @@ impl ServerLinks {
             self.door = None;
             self.links.iter().for_each(|link| link.client.set_door(door));
         }
-        if std::time::Instant::now() < self.next_check {
+        self.replace_lost()?;
+        if Instant::now() < self.next_check {
             return Ok(());
         }
-        self.next_check = std::time::Instant::now() + ROTATION_CHECK;
+        self.next_check = Instant::now() + ROTATION_CHECK;
         self.register_names()
+    }
+
+    /// Where a server does not answer any more, the next one in the room's order takes part too.
+    fn replace_lost(&mut self) -> Result<(), ClientError> {
+        let now = Instant::now();
+        let down = |server: &Server| {
+            server.lost_since.is_some_and(|since| now.saturating_duration_since(since) >= REPLACED_AFTER)
+        };
+        let lost = self.servers.iter().filter(|server| down(server)).count();
+        if std::mem::replace(&mut self.replaced, lost) == lost { Ok(()) } else { self.register_names() }
+    }
+
+    /// The servers on which a room of this name lives: the first two of its order that answer, and whoever comes before.
+    fn homes(&self, namespace: &str) -> Vec<usize> {
+        let now = Instant::now();
+        let mut order: Vec<usize> = (0..self.servers.len()).collect();
+        order.sort_by_key(|server| std::cmp::Reverse(weight(&self.servers[*server].key(), namespace)));
+        let mut answering = 0;
+        order.retain(|server| {
+            let needed = answering < ROOM_SERVERS;
+            let lost = self.servers[*server].lost_since;
+            let up = lost.is_none_or(|since| now.saturating_duration_since(since) < REPLACED_AFTER);
+            answering += usize::from(up);
+            needed
+        });
+        order
     }
 
     fn register_names(&mut self) -> Result<(), ClientError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let names = self.secrets.namespaces(now.as_secs(), CLOCK_TOLERANCE.as_secs());
         self.links.retain(|link| names.contains(&link.namespace));
-        for server in 0..self.servers.len() {
-            for namespace in &names {
+        for namespace in &names {
+            for server in self.homes(namespace) {
                 if self.links.iter().any(|link| link.server == server && link.namespace == *namespace) {
                     continue;
                 }
@@ -149,7 +188,7 @@ impl ServerLinks {
         server: usize,
         namespace: &str,
     ) -> Result<(Client, tokio::sync::mpsc::Receiver<ClientEvent>), ClientError> {
-        let target = self.servers[server].target.clone();
+        let target = self.target(server);
         let mut config = ClientConfig::new(target, self.keypair.clone(), namespace.to_owned(), None);
         config.ttl = REGISTRATION_TTL;
         config.addresses = self.addresses_for(server);
@@ -210,6 +249,27 @@ impl ServerLinks {
         self.servers.iter().flat_map(of).collect()
     }
 
+    /// How a server is reached: its identity, and every address that may be tried.
+    pub fn target(&self, server: usize) -> Target {
+        self.servers[server].target.clone()
+    }
+
+    /// Where a server may be reached over QUIC.
+    pub fn quic_addresses_of(&self, server: usize) -> Vec<Multiaddr> {
+        self.servers[server].target.addresses.iter().filter(|addr| is_quic(addr)).cloned().collect()
+    }
+
+    /// The room's names for which there is a link to this server.
+    pub fn namespaces(&self, server: usize) -> Vec<String> {
+        let of_server = self.links.iter().filter(|link| link.server == server);
+        of_server.map(|link| link.namespace.clone()).collect()
+    }
+
+    /// Opens streams to servers.
+    pub fn opener(&self) -> Opener {
+        self.opener.clone()
+    }
+
     /// Whether this peer is one of the servers.
     pub fn is_server(&self, peer: &PeerId) -> bool {
         self.servers.iter().any(|server| server.peer.as_ref() == Some(peer))
@@ -218,6 +278,7 @@ impl ServerLinks {
     /// The server answered.
     pub fn reached(&mut self, server: usize, peer: PeerId, addr: Multiaddr) {
         self.servers[server].peer = Some(peer);
+        self.servers[server].lost_since = None;
         self.servers[server].reached = Some(addr);
     }
 
@@ -238,7 +299,9 @@ impl ServerLinks {
 
     /// True the first time after launch or after a registration.
     pub fn newly_lost(&mut self, server: usize) -> bool {
-        std::mem::replace(&mut self.servers[server].state, State::Lost) != State::Lost
+        let server = &mut self.servers[server];
+        server.lost_since.get_or_insert_with(Instant::now);
+        std::mem::replace(&mut server.state, State::Lost) != State::Lost
     }
 
     /// Says goodbye to all of them.
@@ -248,8 +311,35 @@ impl ServerLinks {
     }
 }
 
-/// Addresses that end in one PeerId are addresses of one server.
-fn grouped(addrs: &[Multiaddr]) -> Vec<Server> {
+impl Server {
+    /// What every member calls this server, whatever else it knows of it.
+    fn key(&self) -> String {
+        match super::peer_of(&self.addr) {
+            Some(peer) => peer.to_string(),
+            None => self.addr.to_string(),
+        }
+    }
+}
+
+/// How much a room likes a server (rendezvous hashing): the same for every member that names it.
+fn weight(server: &str, namespace: &str) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(b"hallway home of a room v1");
+    context.update(&(server.len() as u64).to_be_bytes());
+    context.update(server.as_bytes());
+    context.update(namespace.as_bytes());
+    let mut weight = [0; 32];
+    weight.copy_from_slice(context.finish().as_ref());
+    weight
+}
+
+fn is_quic(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| matches!(part, Protocol::QuicV1))
+}
+
+/// One entry for each server: addresses that end in one PeerId are one server's. Where the person names no TCP address,
+/// the one with the number of the UDP port is tried too, for networks that drop UDP.
+fn grouped(addrs: &[Multiaddr], path: PathChoice) -> Vec<Server> {
     let mut servers: Vec<Server> = Vec::new();
     for addr in addrs {
         let target = Target::from_multiaddr(addr);
@@ -266,10 +356,29 @@ fn grouped(addrs: &[Multiaddr]) -> Vec<Server> {
                 peer: target.peer,
                 target,
                 state: State::New,
+                lost_since: None,
             }),
         }
     }
+    for server in &mut servers {
+        let addresses = &mut server.target.addresses;
+        if addresses.iter().all(is_quic) {
+            let guessed: Vec<Multiaddr> = addresses.iter().filter_map(over_tcp).collect();
+            addresses.extend(guessed);
+        }
+        if path == PathChoice::Tcp {
+            addresses.retain(|addr| !is_quic(addr));
+        }
+    }
     servers
+}
+
+/// The TCP address with the same host and port number.
+fn over_tcp(addr: &Multiaddr) -> Option<Multiaddr> {
+    let mut parts = addr.iter();
+    let host = parts.next()?;
+    let Protocol::Udp(port) = parts.next()? else { return None };
+    Some(Multiaddr::empty().with(host).with(Protocol::Tcp(port)))
 }
 
 /// What a server that is so far away is told: the addresses of this machine or its network say something about us to a
@@ -304,7 +413,14 @@ mod tests {
         let servers: Vec<Multiaddr> = servers.iter().map(|addr| addr.parse().unwrap()).collect();
         let (_, opener) = crate::rendezvous::Behaviour::client();
         let secrets = "kitchen".parse::<crate::invite::Invite>().unwrap().secrets();
-        let mut links = ServerLinks::new(&servers, Keypair::generate_ed25519(), secrets, opener, announced);
+        let mut links = ServerLinks::new(
+            &servers,
+            Keypair::generate_ed25519(),
+            secrets,
+            opener,
+            announced,
+            PathChoice::Auto,
+        );
         links.addresses = all();
         links
     }
@@ -317,6 +433,53 @@ mod tests {
         assert_eq!(far.addresses_for(0), all()[1..]);
         let chosen = links(&["/dns4/server.example/tcp/1"], true);
         assert_eq!(chosen.addresses_for(0), all(), "what was announced on purpose is told");
+    }
+
+    #[test]
+    fn a_room_lives_on_two_servers_that_all_members_agree_on_and_moves_on_when_one_is_lost() {
+        let names: Vec<String> = (1..=5).map(|i| format!("/ip4/8.8.8.{i}/udp/1/quic-v1")).collect();
+        let mut all: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut ours = links(&all, false);
+        all.reverse();
+        let theirs = links(&all, false);
+        let named = |links: &ServerLinks, room: &str| -> Vec<String> {
+            links.homes(room).iter().map(|server| links.address(*server).to_string()).collect()
+        };
+        let mut seen = std::collections::HashSet::new();
+        for room in 0..64 {
+            let homes = named(&ours, &room.to_string());
+            assert_eq!((homes.len(), &homes), (ROOM_SERVERS, &named(&theirs, &room.to_string())));
+            seen.extend(homes);
+        }
+        assert_eq!(seen.len(), 5, "rooms spread over all of them");
+        let first = ours.homes("kitchen")[0];
+        let long_ago = Instant::now().checked_sub(REPLACED_AFTER).unwrap();
+        ours.servers[first].lost_since = Some(long_ago);
+        assert_eq!(ours.homes("kitchen").len(), ROOM_SERVERS + 1);
+        assert_eq!(ours.homes("kitchen")[0], first, "which is still called");
+    }
+
+    #[test]
+    fn addresses_of_one_server_are_one_server_and_tcp_is_tried_beside_udp() {
+        let id = PeerId::random();
+        let quic = format!("/ip4/8.8.8.8/udp/4001/quic-v1/p2p/{id}");
+        let ws = format!("/ip4/8.8.8.8/tcp/443/p2p/{id}");
+        let texts = |links: &ServerLinks| -> Vec<String> {
+            links.target(0).addresses.iter().map(Multiaddr::to_string).collect()
+        };
+        let alone = links(&[&quic], false);
+        assert_eq!(texts(&alone), ["/ip4/8.8.8.8/udp/4001/quic-v1", "/ip4/8.8.8.8/tcp/4001"]);
+        assert_eq!(alone.target(0).peer, Some(id));
+        let both = links(&[&quic, &ws], false);
+        assert_eq!(both.servers.len(), 1);
+        assert_eq!(texts(&both), ["/ip4/8.8.8.8/udp/4001/quic-v1", "/ip4/8.8.8.8/tcp/443"]);
+        assert_eq!(both.quic_addresses_of(0).len(), 1);
+        let given: Vec<Multiaddr> =
+            [quic.as_str(), "/dns4/x/udp/9/quic-v1"].map(|a| a.parse().unwrap()).into();
+        let tcp_only = grouped(&given, PathChoice::Tcp);
+        assert!(
+            tcp_only.len() == 2 && tcp_only.iter().all(|server| !server.target.addresses.iter().any(is_quic))
+        );
     }
 
     #[test]

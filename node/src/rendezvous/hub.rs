@@ -267,6 +267,17 @@ impl Hub {
         watching.door.map(|door| self.store.other_keys(door, watching.room))
     }
 
+    /// The room that a namespace stands for, where this peer is registered in it.
+    pub fn membership(&self, peer: &PeerId, namespace: &str) -> Option<Room> {
+        let room = self.store.room(valid(Some(namespace)).ok()?);
+        self.is_in(room, peer).then_some(room)
+    }
+
+    /// Whether this peer is registered in a room.
+    pub fn is_in(&self, room: Room, peer: &PeerId) -> bool {
+        self.store.is_in(room, peer)
+    }
+
     /// When [`Hub::expire`] has something to do.
     pub fn next_expiry(&self) -> Option<Instant> {
         self.store.next_expiry()

@@ -8,7 +8,7 @@
 //! client (tasks) > record (signatures) > policy (what may be dialled)
 //! ```
 
-mod backoff;
+pub(crate) mod backoff;
 pub mod client;
 pub mod hub;
 pub mod limits;

@@ -26,6 +26,8 @@ use tokio::{
 };
 
 pub use super::wire::Status;
+use crate::forward::{self, Forwarder, wire::FORWARD_PROTOCOL};
+
 use super::{
     hub::{Guest, Happened, Hub, Presented, Watching},
     limits::{Bucket, KEEP_ALIVE, Limits, MESSAGE_BURST, MESSAGES_PER_SECOND, STREAM_PATIENCE, WATCH_IDLE},
@@ -58,13 +60,19 @@ pub const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 pub struct ServerConfig {
     /// What strangers may make it hold.
     pub limits: Limits,
+    /// What its forwarder may be made to carry.
+    pub forward: forward::Limits,
     /// How often [`ServerEvent::Stats`] comes. Default 10 s.
     pub stats_every: Duration,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { limits: Limits::default(), stats_every: Duration::from_secs(10) }
+        Self {
+            limits: Limits::default(),
+            forward: forward::Limits::default(),
+            stats_every: Duration::from_secs(10),
+        }
     }
 }
 
@@ -89,6 +97,18 @@ pub enum ServerEvent {
         peer: PeerId,
         /// `true`: the peer said goodbye. `false`: by its age, or its stream died.
         left: bool,
+    },
+    /// Datagrams of a peer are passed on to others of its room: the first was, or the last.
+    Relayed {
+        /// Whose.
+        #[serde(rename = "peer_id", serialize_with = "as_text")]
+        peer: PeerId,
+        /// It begins; else it has ended.
+        began: bool,
+        /// Datagrams passed on, one for several receivers counted once for each; 0 when it begins.
+        datagrams: u64,
+        /// Bytes of them.
+        bytes: u64,
     },
     /// A request was refused. Reported at a bounded rate.
     Refused {
@@ -120,6 +140,26 @@ pub enum Refusal {
     Request,
     /// A limit is reached.
     Limit,
+    /// More datagrams were to be passed on than is allowed.
+    Rate,
+    /// The server shuts down.
+    Draining,
+    /// This server passes no datagrams on.
+    Off,
+}
+
+impl From<forward::wire::Refusal> for Refusal {
+    fn from(why: forward::wire::Refusal) -> Self {
+        use forward::wire::Refusal as Why;
+        match why {
+            Why::Malformed => Self::Request,
+            Why::NotAMember => Self::Namespace,
+            Why::RoomFull | Why::Full => Self::Limit,
+            Why::Rate => Self::Rate,
+            Why::Draining => Self::Draining,
+            Why::Off => Self::Off,
+        }
+    }
 }
 
 /// What a server holds and did.
@@ -139,6 +179,9 @@ pub struct Stats {
     pub pushed: u64,
     /// Events dropped since the start because nobody took them.
     pub events_dropped: u64,
+    /// The forwarder's.
+    #[serde(flatten)]
+    pub forward: forward::Stats,
 }
 
 fn as_text<S: serde::Serializer>(peer: &PeerId, to: S) -> Result<S::Ok, S::Error> {
@@ -164,22 +207,56 @@ impl From<Status> for Refusal {
 /// A running server. Dropping it ends it too, without waiting until the goodbyes are out.
 #[derive(Debug)]
 pub struct Server {
+    forwarder: Forwarder,
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
+    forwarder: Forwarder,
     hub: Mutex<Hub>,
     wakers: Mutex<HashMap<WatchId, Arc<Notify>>>,
     expiry: Notify,
     streams: Arc<Semaphore>,
     streams_total: usize,
     stop: watch::Receiver<bool>,
-    events: mpsc::Sender<ServerEvent>,
-    refusals: Mutex<Bucket>,
+    news: Arc<NewsDesk>,
     refused_streams: AtomicU64,
     pushed: AtomicU64,
+}
+
+/// Where events for the operator go.
+struct NewsDesk {
+    events: mpsc::Sender<ServerEvent>,
+    refusals: Mutex<Bucket>,
     events_dropped: AtomicU64,
+}
+
+impl NewsDesk {
+    fn emit(&self, event: ServerEvent) {
+        if self.events.try_send(event).is_err() {
+            self.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn refused(&self, peer: PeerId, why: Refusal) {
+        if locked(&self.refusals).take(now()) {
+            self.emit(ServerEvent::Refused { peer, why });
+        }
+    }
+
+    fn forwarded(&self, happened: forward::server::Happened) {
+        use forward::server::Happened as What;
+        match happened {
+            What::Began(peer) => {
+                self.emit(ServerEvent::Relayed { peer, began: true, datagrams: 0, bytes: 0 });
+            }
+            What::Ended(peer, datagrams, bytes) => {
+                self.emit(ServerEvent::Relayed { peer, began: false, datagrams, bytes });
+            }
+            What::Refused(peer, why) => self.refused(peer, why.into()),
+        }
+    }
 }
 
 impl Server {
@@ -191,29 +268,42 @@ impl Server {
         let mut seed = [0; 32];
         rand::rng().fill_bytes(&mut seed);
         let streams_total = config.limits.streams_total;
+        let news = Arc::new(NewsDesk {
+            events,
+            refusals: Mutex::new(Bucket::new(REFUSALS_BURST, REFUSALS_PER_SECOND, now())),
+            events_dropped: AtomicU64::new(0),
+        });
+        let desk = Arc::clone(&news);
+        let forwarder = Forwarder::new(config.forward, move |happened| desk.forwarded(happened));
         let shared = Arc::new(Shared {
+            forwarder: forwarder.clone(),
             hub: Mutex::new(Hub::new(config.limits, seed)),
             wakers: Mutex::default(),
             expiry: Notify::new(),
             streams: Arc::new(Semaphore::new(streams_total)),
             streams_total,
             stop: stopped,
-            events,
-            refusals: Mutex::new(Bucket::new(REFUSALS_BURST, REFUSALS_PER_SECOND, now())),
+            news,
             refused_streams: AtomicU64::new(0),
             pushed: AtomicU64::new(0),
-            events_dropped: AtomicU64::new(0),
         });
         let tasks = vec![
             tokio::spawn(accept(Arc::clone(&shared), incoming)),
             tokio::spawn(keep_time(shared, config.stats_every)),
         ];
-        (Self { stop, tasks }, receiver)
+        (Self { forwarder, stop, tasks }, receiver)
     }
 
-    /// Says goodbye to every watcher and ends; takes at most [`SHUTDOWN_PATIENCE`]. The Swarm must go on being polled
+    /// Passes on the datagrams of connections that it is given.
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Lets members move away whose datagrams pass through here, then says goodbye to every watcher and ends; takes at
+    /// most [`DRAIN_PATIENCE`](forward::server::DRAIN_PATIENCE) and [`SHUTDOWN_PATIENCE`]. The Swarm must go on being polled
     /// until this returns.
     pub async fn shutdown(mut self) {
+        self.forwarder.drain().await;
         // No receiver left means that everything has ended already.
         let _ = self.stop.send(true);
         let all_gone = async {
@@ -271,23 +361,12 @@ impl Shared {
     }
 
     fn report(&self, happened: Happened) {
-        self.emit(match happened {
+        match happened {
             Happened::Registered { peer, ttl, of_peer } => {
-                ServerEvent::Registered { peer, ttl_s: ttl.as_secs(), of_peer }
+                self.news.emit(ServerEvent::Registered { peer, ttl_s: ttl.as_secs(), of_peer });
             }
-            Happened::Expired { peer, left } => ServerEvent::Expired { peer, left },
-            Happened::Refused { peer, why } => {
-                if !locked(&self.refusals).take(now()) {
-                    return;
-                }
-                ServerEvent::Refused { peer, why: why.into() }
-            }
-        });
-    }
-
-    fn emit(&self, event: ServerEvent) {
-        if self.events.try_send(event).is_err() {
-            self.events_dropped.fetch_add(1, Ordering::Relaxed);
+            Happened::Expired { peer, left } => self.news.emit(ServerEvent::Expired { peer, left }),
+            Happened::Refused { peer, why } => self.news.refused(peer, why.into()),
         }
     }
 
@@ -300,7 +379,8 @@ impl Shared {
             streams: self.streams_total.saturating_sub(self.streams.available_permits()),
             refused: refused.saturating_add(self.refused_streams.load(Ordering::Relaxed)),
             pushed: self.pushed.load(Ordering::Relaxed),
-            events_dropped: self.events_dropped.load(Ordering::Relaxed),
+            events_dropped: self.news.events_dropped.load(Ordering::Relaxed),
+            forward: self.forwarder.stats(),
         }
     }
 }
@@ -327,6 +407,14 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let peer = inbound.peer;
+            if inbound.protocol == FORWARD_PROTOCOL {
+                let membership = |namespace: &str| shared.with(|hub| hub.membership(&peer, namespace));
+                let still = |room| shared.with(|hub| hub.is_in(room, &peer));
+                if let Err(error) = shared.forwarder.serve_stream(inbound, membership, still).await {
+                    tracing::debug!(%peer, %error, "a forwarding stream ended badly");
+                }
+                return;
+            }
             let outcome = if inbound.protocol == WATCH_PROTOCOL {
                 serve_watch(&shared, inbound).await
             } else {
@@ -356,7 +444,7 @@ async fn keep_time(shared: Arc<Shared>, stats_every: Duration) {
         tokio::select! {
             () = due => shared.with(|hub| hub.expire(now())),
             () = shared.expiry.notified() => {}
-            _ = stats.tick() => shared.emit(ServerEvent::Stats(shared.stats())),
+            _ = stats.tick() => shared.news.emit(ServerEvent::Stats(shared.stats())),
             () = stopped(&mut stop) => return,
         }
     }

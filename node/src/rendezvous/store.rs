@@ -272,6 +272,11 @@ impl Store {
         self.expiries.extend(entry.expires.map(|when| (when, at)));
     }
 
+    /// Whether this peer is registered in a room.
+    pub fn is_in(&self, room: Room, peer: &PeerId) -> bool {
+        self.rooms.get(&room).is_some_and(|peers| peers.contains_key(peer))
+    }
+
     /// Whether this watch keeps a registration alive.
     pub fn holds(&self, watch: WatchId, room: Room, peer: &PeerId) -> bool {
         let at = self.rooms.get(&room).and_then(|r| r.get(peer));

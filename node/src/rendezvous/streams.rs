@@ -12,10 +12,13 @@ use std::{
     convert::Infallible,
     fmt,
     future::{Ready, ready},
+    pin::pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+use futures::future::{Either, select};
 
 use libp2p::{
     Multiaddr, PeerId, Stream, StreamProtocol,
@@ -40,6 +43,7 @@ use super::{
     },
     wire::{RENDEZVOUS_PROTOCOL, WATCH_PROTOCOL},
 };
+use crate::forward::wire::FORWARD_PROTOCOL;
 
 /// Addresses of one server that are tried.
 pub const MAX_SERVER_ADDRESSES: usize = 8;
@@ -48,6 +52,18 @@ pub const MAX_SERVER_ADDRESSES: usize = 8;
 pub const MAX_PENDING_OPENS: usize = 64;
 
 // ---- what the two sides get ---------------------------------------------------------------------------------------
+
+/// TCP is tried this much later than QUIC: on a healthy network QUIC is there by then.
+pub const HEAD_START: Duration = Duration::from_millis(250);
+
+fn is_quic(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| matches!(part, Protocol::QuicV1))
+}
+
+/// Of two failures the one that says more.
+fn worse(quic: OpenError, other: OpenError) -> OpenError {
+    if matches!(other, OpenError::WrongIdentity { .. } | OpenError::Unsupported) { other } else { quic }
+}
 
 /// A rendezvous server, as a user names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -142,13 +158,32 @@ pub enum OpenError {
 pub struct Opener(mpsc::Sender<Command>);
 
 impl Opener {
-    /// Opens a stream, on the newest connection to the target or on a new one.
+    /// Opens a stream, on the best connection to the target or on a new one. Where it has QUIC addresses and others, the
+    /// others follow after [`HEAD_START`]: UDP that is dropped silently costs no more than that.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub async fn open(&self, target: &Target, protocol: StreamProtocol) -> Result<Opened, OpenError> {
+        let with = |addresses| Target { peer: target.peer, addresses };
+        let (quic, others): (Vec<_>, Vec<_>) = target.addresses.iter().cloned().partition(is_quic);
+        if quic.is_empty() || others.is_empty() {
+            return self.open_at(target.clone(), protocol).await;
+        }
+        let first = pin!(self.open_at(with(quic), protocol.clone()));
+        let second = pin!(async {
+            tokio::time::sleep(HEAD_START).await;
+            self.open_at(with(others), protocol).await
+        });
+        match select(first, second).await {
+            Either::Left((Ok(opened), _)) | Either::Right((Ok(opened), _)) => Ok(opened),
+            Either::Left((Err(error), second)) => second.await.map_err(|second| worse(error, second)),
+            Either::Right((Err(second), first)) => first.await.map_err(|error| worse(error, second)),
+        }
+    }
+
+    async fn open_at(&self, target: Target, protocol: StreamProtocol) -> Result<Opened, OpenError> {
         let (reply, opened) = oneshot::channel();
-        let command = Command::Open { target: target.clone(), ask: Ask { protocol, reply } };
+        let command = Command::Open { target, ask: Ask { protocol, reply } };
         self.0.send(command).await.map_err(|_| OpenError::Closed)?;
         opened.await.map_err(|_| OpenError::Closed)?
     }
@@ -200,6 +235,12 @@ struct Connection {
     id: ConnectionId,
     /// Where we dialled; `None` when the peer did.
     dialled: Option<Multiaddr>,
+}
+
+impl Connection {
+    fn is_quic(&self) -> bool {
+        self.dialled.as_ref().is_some_and(is_quic)
+    }
 }
 
 struct Pending {
@@ -265,8 +306,11 @@ impl Behaviour {
     }
 
     fn connection_to(&self, target: &Target) -> Option<(PeerId, ConnectionId)> {
+        // QUIC before TCP, then the newest.
         let newest = |peer: &PeerId| {
-            self.connections.get(peer).and_then(|of| of.last_key_value()).map(|(_, c)| (*peer, c.id))
+            let of = self.connections.get(peer)?;
+            let (_, best) = of.iter().max_by_key(|(opened, c)| (c.is_quic(), **opened))?;
+            Some((*peer, best.id))
         };
         if let Some(peer) = target.peer {
             return newest(&peer);
@@ -479,8 +523,8 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = Ask;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Protocols> {
-        let both = vec![WATCH_PROTOCOL, RENDEZVOUS_PROTOCOL];
-        SubstreamProtocol::new(Protocols(if self.accept.is_some() { both } else { Vec::new() }), ())
+        let all = vec![WATCH_PROTOCOL, FORWARD_PROTOCOL, RENDEZVOUS_PROTOCOL];
+        SubstreamProtocol::new(Protocols(if self.accept.is_some() { all } else { Vec::new() }), ())
     }
 
     fn on_behaviour_event(&mut self, ask: Ask) {

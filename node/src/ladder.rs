@@ -413,10 +413,14 @@ impl Paths {
         self.open.is_empty()
     }
 
-    /// The peer's voice comes on another path than ours: that the one in use is quiet says nothing.
+    /// The peer's voice has moved to another path that is at least as good as ours: that ours is quiet says nothing. On a
+    /// worse one it says that the peer has given ours up.
     fn voice_moved(&self) -> bool {
-        let others = self.open.iter().filter(|rung| Some(rung.path.id()) != self.used);
-        others.into_iter().any(|rung| (rung.looks & 0b1111).count_ones() >= 2)
+        let Some(used) = self.used_rung() else { return false };
+        let better = |other: &&Rung| {
+            other.path.id() != used.path.id() && rung(other.path.kind()) <= rung(used.path.kind())
+        };
+        self.open.iter().filter(better).any(|other| (other.looks & 0b1111).count_ones() >= 2)
     }
 
     fn used_rung(&self) -> Option<&Rung> {

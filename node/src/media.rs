@@ -36,7 +36,7 @@ use crate::{
     clock,
     controls::{self, Controls, Gate, Hearing},
     meters::{Meter, Meters},
-    path::Route,
+    path::{Fan, Route},
     priority,
     session::keys::{OpenStats, Opener, Sealer, SenderKey},
     transport::{self, Driver},
@@ -294,6 +294,7 @@ impl Media {
             sealed: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES + 64),
             voice_block: Vec::new(),
             mix_block: Vec::new(),
+            fan: Fan::default(),
             sent: Traffic::default(),
             sending: (0, 0),
             next_index: 0,
@@ -374,6 +375,7 @@ struct Engine {
     sealed: Vec<u8>,
     voice_block: Vec<f32>,
     mix_block: Vec<f32>,
+    fan: Fan,
     sent: Traffic,
     /// Packets sent since the last figures, and the time they took from the encoder into QUIC, µs.
     sending: (u32, u64),
@@ -595,13 +597,14 @@ impl Engine {
                 }
                 let datagram = Bytes::copy_from_slice(&self.sealed);
                 for voice in &mut self.voices {
-                    if voice.route.send(datagram.clone()).is_ok() {
+                    if voice.route.send_by(&mut self.fan, &datagram).is_ok() {
                         for traffic in [&mut voice.sent, &mut self.sent] {
                             traffic.packets += 1;
                             traffic.bytes += datagram.len() as u64;
                         }
                     }
                 }
+                self.fan.flush(&datagram);
                 self.sending.0 += 1;
                 self.sending.1 += clock::now().since(done);
             }

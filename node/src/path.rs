@@ -228,6 +228,19 @@ impl Route {
         }
     }
 
+    /// Sends on the present path; where that leads through a server, `fan` does it, once for all members behind it.
+    ///
+    /// # Errors
+    /// As [`Route::send`].
+    pub fn send_by(&self, fan: &mut Fan, datagram: &Bytes) -> Result<(), SendError> {
+        let Some(used) = &*self.0.load() else { return Err(SendError::Closed) };
+        let first = fan.send(&used.path, datagram);
+        match &used.also {
+            Some(also) => fan.send(also, datagram).or(first),
+            None => first,
+        }
+    }
+
     /// The path in use.
     pub fn path(&self) -> Option<Arc<dyn Path>> {
         self.0.load().as_ref().map(|used| used.path.clone())
@@ -236,6 +249,44 @@ impl Route {
     /// Puts another path, or none, in its place. Takes effect with the next datagram.
     pub fn set(&self, path: Option<Arc<dyn Path>>, also: Option<Arc<dyn Path>>) {
         self.0.store(path.map(|path| Arc::new(Used { path, also })));
+    }
+}
+
+/// Gathers the members behind servers to whom one datagram goes, so that each server gets it once.
+#[derive(Default)]
+pub struct Fan {
+    /// Members by room of a server, kept from one datagram to the next.
+    rooms: Vec<(Arc<Uplink>, Vec<u8>)>,
+}
+
+impl Fan {
+    fn send(&mut self, path: &Arc<dyn Path>, datagram: &Bytes) -> Result<(), SendError> {
+        let Some((uplink, index)) = path.relay() else { return path.send(datagram.clone()) };
+        if !uplink.is_open() {
+            return Err(SendError::Closed);
+        }
+        path.counted(datagram.len());
+        match self.rooms.iter_mut().find(|(known, _)| Arc::ptr_eq(known, uplink)) {
+            Some((_, members)) => members.push(index),
+            None => self.rooms.push((uplink.clone(), vec![index])),
+        }
+        Ok(())
+    }
+
+    /// Sends the datagram that was gathered for.
+    pub fn flush(&mut self, datagram: &Bytes) {
+        self.rooms.retain_mut(|(uplink, members)| {
+            if members.is_empty() {
+                return false;
+            }
+            members.sort_unstable();
+            members.dedup();
+            if let Err(error) = uplink.send(members, datagram) {
+                tracing::trace!(%error, "voice not sent through a server");
+            }
+            members.clear();
+            true
+        });
     }
 }
 

@@ -325,6 +325,28 @@ mod tests {
     }
 
     #[test]
+    fn one_upload_serves_all_members_behind_a_server() {
+        let (uplink, queue) = over_tcp();
+        let routes: Vec<Route> = [7, 2, 5]
+            .map(|to| {
+                let route = Route::default();
+                route.set(Some(Arc::new(RelayedPath::new(uplink.clone(), to, true))), None);
+                route
+            })
+            .into();
+        let (mut fan, voice) = (crate::path::Fan::default(), Bytes::from_static(b"voice"));
+        for _ in 0..2 {
+            routes.iter().for_each(|route| route.send_by(&mut fan, &voice).unwrap());
+            fan.flush(&voice);
+            let Some(Item::Data(sent)) = queue.pop(Instant::now()) else { panic!("nothing was sent") };
+            assert_eq!(read_up(&sent).unwrap().receivers, [2, 5, 7]);
+            assert!(queue.pop(Instant::now()).is_none());
+        }
+        uplink.close();
+        assert_eq!(routes[0].send_by(&mut fan, &voice), Err(SendError::Closed));
+    }
+
+    #[test]
     fn a_closed_room_closes_its_paths_and_a_closed_path_only_itself() {
         let (uplink, _) = over_tcp();
         let (one, two) =

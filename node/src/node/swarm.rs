@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, connection_limits,
-    core::{transport::dummy::DummyTransport, upgrade},
+    core::{Transport as _, transport::dummy::DummyTransport, upgrade},
     dns, identify,
     identity::Keypair,
     mdns, noise, ping,
@@ -118,9 +118,15 @@ pub fn build(
         rendezvous: setup.rendezvous,
         mdns: lan.into(),
     };
+    let noise = noise::Config::new(keypair)?;
     let transports = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)?
+        .with_other_transport(|_| {
+            let sockets = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
+            let lean = sockets.map(|stream, _| lean(stream));
+            lean.upgrade(upgrade::Version::V1Lazy).authenticate(noise).multiplex(yamux::Config::default())
+        })
+        .map_err(|e| fail(&e))?
         .with_other_transport(|_| quic)
         .map_err(|e| fail(&e))?;
     let with_timeout = |config: libp2p::swarm::Config| {
@@ -148,6 +154,18 @@ pub fn build(
         }
     };
     Ok((swarm, authenticated))
+}
+
+/// Bytes that may wait unsent in a TCP socket. What the socket holds cannot be dropped any more when it has become old.
+pub const TCP_UNSENT: u32 = 16 * 1024;
+
+/// Keeps the queue in a TCP socket short.
+pub fn lean(stream: tcp::tokio::TcpStream) -> tcp::tokio::TcpStream {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(&stream.0).set_tcp_notsent_lowat(TCP_UNSENT) {
+        tracing::debug!(%error, "a TCP socket keeps its long queue");
+    }
+    stream
 }
 
 /// Whether this machine says how names are looked up. Asked first, since the builder is lost with the answer.

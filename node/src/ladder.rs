@@ -229,13 +229,28 @@ impl Paths {
         let current = before.and_then(|id| self.open.iter().position(|rung| rung.path.id() == id));
         let moved = self.voice_moved();
         let current_works = current.is_some_and(|at| self.open[at].works(now, true, moved));
+        if let Some(at) = current
+            && !current_works
+        {
+            // Those that stand by are asked at once.
+            for (_, rung) in self.open.iter_mut().enumerate().filter(|(other, _)| *other != at) {
+                let soon = rung.asked.map_or(now, |(_, asked)| now.max(asked + FIRST_PROBES_EVERY));
+                rung.next_question = rung.next_question.min(soon);
+            }
+        }
+        let silent_since = current.map(|at| (rung(self.open[at].path.kind()), self.open[at].heard));
         let key = |at: usize| {
             let entry = &self.open[at];
             let used = current == Some(at);
             let path = entry.path.as_ref();
             let bonus = if prefer(path) { Duration::ZERO } else { SWITCH_MARGIN };
             let stay = if used { Duration::ZERO } else { SWITCH_MARGIN };
-            let works = entry.works(now, used, moved);
+            // What stood by on the same rung may have died of the same: it has to have been heard since.
+            let same = !used
+                && !current_works
+                && silent_since
+                    .is_some_and(|(kind, heard)| kind == rung(path.kind()) && entry.heard <= heard);
+            let works = entry.works(now, used, moved) && !same;
             // Of paths that do not work the one in use is kept: it may only be slow.
             (
                 !works,
@@ -271,6 +286,8 @@ impl Paths {
         let old = current.map(|at| {
             let old = &mut self.open[at];
             if why == Why::Silent {
+                // Until something comes on it again it is not taken to work.
+                old.proven = false;
                 let bar = BARRED_FOR.saturating_mul(1 << old.falls.min(4)).min(BARRED_MOST);
                 old.falls = old.falls.saturating_add(1);
                 old.barred_until = Some(now + bar);
@@ -296,12 +313,13 @@ impl Paths {
         self.used_rung().is_some_and(|rung| rung.works(now, true, self.voice_moved()))
     }
 
-    /// Whether a direct path is among them that is not known to be dead.
-    pub fn has_direct(&self, now: Instant) -> bool {
+    /// Whether a direct path is among them that works.
+    pub fn direct_works(&self, now: Instant) -> bool {
         let direct = |entry: &&Rung| rung(entry.path.kind()) == 0;
-        self.open.iter().filter(direct).any(|entry| {
-            entry.path.is_open() && !entry.is_silent(now, self.used == Some(entry.path.id()), false)
-        })
+        self.open
+            .iter()
+            .filter(direct)
+            .any(|entry| entry.works(now, self.used == Some(entry.path.id()), false))
     }
 
     /// How long nothing has come on the path in use.

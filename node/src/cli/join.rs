@@ -60,7 +60,7 @@ pub struct JoinArgs {
     /// Which rung of the path ladder may be used
     #[arg(long, value_enum, default_value = "auto")]
     path: PathChoice,
-    /// Most that each member may be sent, in kilobits a second
+    /// Most that this node may send over UDP to everybody together, IP headers included, in kilobits a second
     #[arg(long, value_name = "KBPS")]
     max_rate: Option<u32>,
     /// End with code 3 where nobody came within --timeout

@@ -67,6 +67,7 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
         rendezvous: behaviour,
         lan: false,
         drive: None,
+        ceiling: None,
         idle_timeout: IDLE_TIMEOUT,
         max_connections: MAX_CONNECTIONS,
         max_per_origin: swarm::SERVER_CONNECTIONS_PER_ORIGIN,

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     events::PathKind,
     media::Inbox,
-    path::{CloseReason, Path, Route, SendError},
+    path::{CloseReason, LEAST_KBPS, Path, Route, SendError},
 };
 
 /// Members behind all forwarders of a node at a time.
@@ -192,7 +192,10 @@ impl Path for RelayedPath {
         // Losses on our way to the server are QUIC's to see; those behind it are in the member's reports.
         let leg = match &self.uplink.carrier {
             Carrier::Datagrams(route) => route.path().map(|path| path.stats()).unwrap_or_default(),
-            Carrier::Stream(_) => PathStats::default(),
+            Carrier::Stream(queue) => {
+                let limit = queue.limit_kbps(Instant::now()).map(|kbps| kbps.max(LEAST_KBPS));
+                PathStats { max_kbps: limit, ..PathStats::default() }
+            }
         };
         PathStats { rtt_ms: Some(self.rtt().as_secs_f32() * 1000.0), ..leg }
     }

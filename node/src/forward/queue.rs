@@ -37,6 +37,9 @@ struct State<M> {
     voice_bytes: usize,
     sent: u64,
     dropped: u64,
+    /// Bytes written in the present second, in the one before, and when the present one began.
+    written: (u64, u64, Option<Instant>),
+    dropped_at: Option<Instant>,
     closed: bool,
 }
 
@@ -56,6 +59,8 @@ impl<M> Default for Queue<M> {
             voice_bytes: 0,
             sent: 0,
             dropped: 0,
+            written: (0, 0, None),
+            dropped_at: None,
             closed: false,
         };
         Self { state: Mutex::new(state), news: Notify::new() }
@@ -89,6 +94,7 @@ impl<M> Queue<M> {
             state.voice_bytes = state.voice_bytes.saturating_add(datagram.len());
             state.voice.push_back((now, datagram));
             while state.voice_bytes > MAX_VOICE && state.voice.len() > 1 {
+                state.dropped_at = Some(now);
                 state.drop_voice();
             }
         } else {
@@ -119,11 +125,24 @@ impl<M> Queue<M> {
                 let (_, datagram) = state.voice.pop_front()?;
                 state.voice_bytes = state.voice_bytes.saturating_sub(datagram.len());
                 state.sent = state.sent.saturating_add(1);
+                state.count(now, datagram.len());
                 return Some(Item::Data(datagram));
             }
+            state.dropped_at = Some(now);
             state.drop_voice();
         }
         None
+    }
+
+    /// What gets through, kb/s with headers, while voice is being dropped because it waited too long; else no limit is
+    /// known.
+    pub fn limit_kbps(&self, now: Instant) -> Option<u32> {
+        let mut state = self.lock();
+        state.count(now, 0);
+        let recent =
+            state.dropped_at.is_some_and(|at| now.saturating_duration_since(at) < Duration::from_secs(3));
+        let bytes = state.written.1;
+        recent.then(|| u32::try_from(bytes.saturating_mul(85) / 100 / 125).unwrap_or(u32::MAX))
     }
 
     /// As [`Queue::pop`], and waits for it. `None` once it is closed and empty.
@@ -153,6 +172,15 @@ impl<M> Queue<M> {
 }
 
 impl<M> State<M> {
+    fn count(&mut self, now: Instant, bytes: usize) {
+        let began = *self.written.2.get_or_insert(now);
+        if now.saturating_duration_since(began) >= Duration::from_secs(1) {
+            self.written = (0, self.written.0, Some(now));
+        }
+        // Headers of TCP, its encryption and ours.
+        self.written.0 = self.written.0.saturating_add(bytes as u64 + if bytes > 0 { 60 } else { 0 });
+    }
+
     fn drop_voice(&mut self) {
         if let Some((_, datagram)) = self.voice.pop_front() {
             self.voice_bytes = self.voice_bytes.saturating_sub(datagram.len());

@@ -20,8 +20,11 @@ impl Node {
                 }
                 self.emit_at(at_ns, Event::FirstAudio { peer_id: peer, since_start_ms });
             }
-            MediaEvent::Report { peer, report } => {
+            MediaEvent::Report { peer, mut report } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
+                    if known.uses_tcp() {
+                        lossless(&mut report);
+                    }
                     let message = Telemetry::Report(report).encode();
                     let _ = known.session.send_unreliable(Instant::now(), &message);
                 }
@@ -71,6 +74,7 @@ impl Node {
 
     pub(super) fn handle_stats(&mut self, stats: MediaStats) {
         self.look_after_paths(Instant::now());
+        let share = self.allowance.share(self.uploads());
         for voice in &stats.voices {
             let Some(peer) = self.peers.get_mut(&voice.peer) else { continue };
             let path = peer.paths.route().path();
@@ -122,11 +126,22 @@ impl Node {
             };
             peer.figures = Some(Box::new(event.clone()));
             self.emit(Event::Stats(Box::new(event)));
-            if let Some(path_stats) = path_stats {
+            if let Some(mut path_stats) = path_stats {
+                path_stats.max_kbps = [path_stats.max_kbps, share].into_iter().flatten().min();
                 self.command_media(MediaCommand::Path { peer: voice.peer, stats: path_stats });
             }
         }
         self.last_stats = Some(stats);
+    }
+
+    /// How often each frame is sent: once for each member with a path of its own, once for all behind one server.
+    fn uploads(&self) -> u32 {
+        let paths: Vec<_> =
+            self.peers.values().filter(|p| p.name.is_some()).filter_map(|p| p.paths.used()).collect();
+        let direct = paths.iter().filter(|path| path.relay().is_none()).count();
+        let rooms: HashSet<_> =
+            paths.iter().filter_map(|path| path.relay()).map(|(uplink, _)| Arc::as_ptr(uplink)).collect();
+        u32::try_from(direct + rooms.len()).unwrap_or(u32::MAX)
     }
 
     /// Keeps the figures of a peer's whole call for the summary.

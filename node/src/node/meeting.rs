@@ -263,17 +263,19 @@ impl Node {
         let now = Instant::now();
         let prefer_dialer = dials_first(&self.me, &id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let Some(why) = peer.paths.choose(now, |path| path.is_dialer() == prefer_dialer) else { return };
+        let why = peer.paths.choose(now, |path| path.is_dialer() == prefer_dialer);
+        // Above the best rung a direct path is tried for at once, and again and again.
+        let above = peer.paths.direct() == 0 && (peer.name.is_some() || peer.wanted);
+        if above && (why.is_some() || peer.next_dial.is_none()) {
+            peer.dial_at(now + if prefer_dialer { Duration::ZERO } else { DIAL_SECOND });
+        }
+        let Some(why) = why else { return };
         let member = peer.name.is_some();
         if peer.session.is_established() {
             peer.prove_used();
         }
         if why == Why::Gone && member {
             peer.lost(now);
-        }
-        // Above the best rung a direct path is tried for at once, and again and again.
-        if peer.paths.direct() == 0 && (member || peer.wanted) {
-            peer.dial_at(now + if prefer_dialer { Duration::ZERO } else { DIAL_SECOND });
         }
         match (member, why) {
             (true, Why::Gone) => self.tell_peer(id, PeerState::Reconnecting, None),

@@ -7,6 +7,7 @@
 //! 2. `handle_*` takes it in.
 //! 3. `pump` lets sessions and room speak until nothing is left to say.
 
+mod allowance;
 mod command;
 mod config;
 mod elsewhere;
@@ -61,6 +62,7 @@ use crate::{
     telemetry::Telemetry,
     transport::{self, Authenticated, Drive},
 };
+use allowance::{Allowance, lossless};
 pub use command::{Answer, Command, MAX_WAITING_ORDERS, Order};
 pub use config::{Config, Ended, Error, PathChoice};
 use elsewhere::Elsewhere;
@@ -119,6 +121,7 @@ pub struct Node {
     authenticated: mpsc::Receiver<Authenticated>,
     links: ServerLinks,
     relays: Relays,
+    allowance: Allowance,
     room: Room,
     peers: HashMap<PeerId, Peer>,
     /// Peers that proved to be in another room, or were not taken into ours: left alone for a moment.
@@ -158,9 +161,11 @@ impl Node {
         let local = Local::new(&config.keypair, &secrets)?;
         let (behaviour, opener) = rendezvous::Behaviour::client();
         let (driver, drive) = transport::drive()?;
+        let ceiling = Arc::new(transport::Ceiling::new(config.max_kbps));
         let setup = swarm::Setup {
             rendezvous: behaviour,
             drive: Some(drive.clone()),
+            ceiling: Some(ceiling.clone()),
             lan: config.lan,
             // Media is invisible to libp2p; this node decides itself which connections are of use.
             idle_timeout: Duration::from_secs(365 * 24 * 3600),
@@ -193,6 +198,7 @@ impl Node {
             authenticated,
             links,
             relays: Relays::new(),
+            allowance: Allowance::new(ceiling),
             room,
             peers: HashMap::new(),
             elsewhere: Elsewhere::default(),
@@ -464,7 +470,10 @@ impl Node {
                     let us = us.min(MAX_SEND_DELAY_US);
                     self.command_media(MediaCommand::SendDelay { peer: id, us });
                 }
-                Some(Telemetry::Report(report)) => {
+                Some(Telemetry::Report(mut report)) => {
+                    if peer.uses_tcp() {
+                        lossless(&mut report);
+                    }
                     self.command_media(MediaCommand::Report { peer: id, report });
                 }
                 None => {}

@@ -8,7 +8,7 @@ use libp2p::{Multiaddr, PeerId};
 
 use crate::{
     clock::OffsetFilter,
-    events::{PeerState, PeerStats},
+    events::{PathKind, PeerState, PeerStats},
     ladder::Paths,
     media::Inbox,
     path::{Path, rung},
@@ -256,6 +256,11 @@ impl Peer {
         }
     }
 
+    /// Whether our voice for it goes over TCP: what is missing there waits behind other bytes and is not lost.
+    pub fn uses_tcp(&self) -> bool {
+        self.paths.used().is_some_and(|path| path.kind() == PathKind::Tcp)
+    }
+
     /// The path in use has proven to lead to a member. A relay's address proves nothing.
     pub fn prove_used(&mut self) {
         if let Some(path) = self.paths.used().filter(|path| rung(path.kind()) == 0) {
@@ -285,7 +290,9 @@ impl Peer {
 
     /// True when it is time to dial a fresh path beside a silent one; counts as dialled.
     pub fn fresh_due(&mut self, now: Instant) -> bool {
-        let due = now >= self.next_fresh && self.paths.is_silent(now);
+        // Also beside a way through a server, while direct ones stand there dead: they are closed after 15 s.
+        let dead = self.paths.direct() > 0 && !self.paths.direct_works(now);
+        let due = now >= self.next_fresh && (dead || self.paths.is_silent(now));
         if due {
             self.next_fresh = now + FRESH_EVERY;
         }

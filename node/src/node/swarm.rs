@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::origins;
 use crate::{
     rendezvous,
-    transport::{self, Authenticated, QuicTransport},
+    transport::{self, Authenticated, Ceiling, QuicTransport},
 };
 
 /// What identify calls us: no version of the system, no name of the machine.
@@ -75,6 +75,9 @@ pub struct Setup {
     pub idle_timeout: Duration,
     /// Where QUIC's tasks run; `None` for the tokio runtime that polls the swarm.
     pub drive: Option<transport::Drive>,
+    /// Marks what is sent over UDP as voice, counts it, and keeps it under the user's ceiling. A server forwards for
+    /// others, and does without.
+    pub ceiling: Option<Arc<Ceiling>>,
     /// Connections at a time.
     pub max_connections: u32,
     /// Connections at a time from one public IPv4 address or IPv6 /64.
@@ -92,6 +95,9 @@ pub fn build(
     let mut config = transport::Config::new(keypair)?;
     if let Some(drive) = setup.drive {
         config = config.driven_by(Arc::new(drive));
+    }
+    if let Some(ceiling) = setup.ceiling {
+        config = config.marked(ceiling);
     }
     let (quic, authenticated) = QuicTransport::new(config);
     let fail = |e: &dyn std::fmt::Display| Error::Setup(e.to_string());

@@ -9,7 +9,7 @@ use quinn::{
     rustls::NoKeyLog,
 };
 
-use super::congestion::MediaControllerConfig;
+use super::{Ceiling, congestion::MediaControllerConfig};
 
 /// How long a handshake may take. At 30 % loss one in a hundred needs more than 8 s.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +41,7 @@ pub struct Config {
     pub(super) server: quinn::ServerConfig,
     pub(super) endpoint: quinn::EndpointConfig,
     pub(super) runtime: Arc<dyn quinn::Runtime>,
+    pub(super) ceiling: Option<Arc<Ceiling>>,
 }
 
 /// The identity cannot be turned into a TLS certificate.
@@ -73,7 +74,13 @@ impl Config {
         client.transport_config(transport);
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.supported_versions(vec![1]);
-        Ok(Self { client, server, endpoint, runtime: Arc::new(quinn::TokioRuntime) })
+        Ok(Self { client, server, endpoint, runtime: Arc::new(quinn::TokioRuntime), ceiling: None })
+    }
+
+    /// Marks what is sent as voice, counts it, and keeps it under a ceiling.
+    #[must_use]
+    pub fn marked(self, ceiling: Arc<Ceiling>) -> Self {
+        Self { ceiling: Some(ceiling), ..self }
     }
 
     /// Runs QUIC's tasks there instead of on the tokio runtime of whoever polls the transport.

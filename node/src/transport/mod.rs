@@ -17,6 +17,7 @@ mod congestion;
 mod drive;
 mod listener;
 mod muxer;
+mod socket;
 
 use std::{
     collections::HashMap,
@@ -44,6 +45,8 @@ pub use congestion::{MediaController, PathMetrics};
 pub use drive::{Drive, Driver, MAX_TASKS_A_TURN, drive, flush, turn};
 use listener::Listener;
 pub use muxer::{Muxer, Stream};
+use socket::Marked;
+pub use socket::{Ceiling, EXPEDITED};
 
 /// Authenticated connections that may wait for the media plane to take them. More than that at once are refused.
 pub const MAX_WAITING_CONNECTIONS: usize = 256;
@@ -162,8 +165,13 @@ impl QuicTransport {
         server: Option<quinn::ServerConfig>,
         socket: UdpSocket,
     ) -> Result<quinn::Endpoint, Error> {
-        let Config { endpoint, runtime, .. } = &self.config;
-        Ok(quinn::Endpoint::new(endpoint.clone(), server, socket, runtime.clone())?)
+        let Config { endpoint, runtime, ceiling, .. } = &self.config;
+        let Some(ceiling) = ceiling else {
+            return Ok(quinn::Endpoint::new(endpoint.clone(), server, socket, runtime.clone())?);
+        };
+        let inner = runtime.wrap_udp_socket(socket.try_clone()?)?;
+        let marked = Arc::new(Marked::new(inner, socket, ceiling.clone()));
+        Ok(quinn::Endpoint::new_with_abstract_socket(endpoint.clone(), server, marked, runtime.clone())?)
     }
 }
 

@@ -1,0 +1,70 @@
+//! The user's ceiling, divided among the copies of the voice: the codec keeps to its share, so that the socket, which holds
+//! back what is beyond, has little to do.
+
+use std::sync::Arc;
+
+use hallway_codec::Report;
+
+use crate::transport::Ceiling;
+
+/// Part of the ceiling that voice may take at first; acknowledgements, questions and headers take the rest.
+const FIRST_PART: f64 = 0.75;
+/// Least and most part.
+const LEAST_PART: f64 = 0.2;
+const MOST_PART: f64 = 0.95;
+
+/// See the module's text.
+pub(super) struct Allowance {
+    ceiling: Arc<Ceiling>,
+    part: f64,
+    before: (u64, u64),
+}
+
+impl Allowance {
+    pub(super) fn new(ceiling: Arc<Ceiling>) -> Self {
+        Self { ceiling, part: FIRST_PART, before: (0, 0) }
+    }
+
+    /// Called once a second: what each of so many copies of the voice may take, kb/s with all headers. `None` without a
+    /// ceiling.
+    pub(super) fn share(&mut self, copies: u32) -> Option<u32> {
+        let kbps = self.ceiling.kbps()?;
+        let now = self.ceiling.counts();
+        let sent_kbps = now.0.saturating_sub(self.before.0) as f64 / 125.0;
+        let held_back = now.1 > self.before.1;
+        self.before = now;
+        if held_back || sent_kbps > f64::from(kbps) * 0.97 {
+            self.part *= 0.88;
+        } else if sent_kbps < f64::from(kbps) * 0.9 {
+            self.part *= 1.04;
+        }
+        self.part = self.part.clamp(LEAST_PART, MOST_PART);
+        Some((f64::from(kbps) * self.part / f64::from(copies.max(1))) as u32)
+    }
+}
+
+/// Takes the losses out of a report about a path over TCP: copies against them would only make the queue longer.
+pub(super) fn lossless(report: &mut Report) {
+    (report.lost, report.alone, report.bursts) = (0, 0, Default::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn the_share_shrinks_while_something_is_held_back_and_grows_again() {
+        let ceiling = Arc::new(Ceiling::new(Some(400)));
+        let mut allowance = Allowance::new(ceiling.clone());
+        let first = allowance.share(2).unwrap();
+        assert_eq!(first, 156, "half of three quarters, and a little more as nothing is sent");
+        while ceiling.admit(Instant::now(), 1500) {}
+        let less = allowance.share(2).unwrap();
+        assert!(less < first, "{less}");
+        let more = (0..30).map(|_| allowance.share(2).unwrap()).max().unwrap();
+        assert_eq!(more, 190);
+        assert_eq!(Allowance::new(Arc::new(Ceiling::new(None))).share(3), None);
+    }
+}

@@ -84,11 +84,14 @@ fn cpu_us(pid: i32) -> f64 {
     ticks * 10_000.0
 }
 
+/// Puts in front of a payload what its receiver's address is to the process.
+type Frame = Box<dyn Fn(&[u8]) -> Bytes + Send + Sync>;
+
 /// One way through the process: what is sent on, what to put in front of a payload, where it comes out.
 struct Way {
     from: quinn::Connection,
     to: quinn::Connection,
-    frame: Box<dyn Fn(&[u8]) -> Bytes + Send + Sync>,
+    frame: Frame,
     payload: fn(&Bytes) -> Option<Bytes>,
 }
 

@@ -289,3 +289,49 @@ fn when_either_sides_nat_forgets_its_mapping_the_voice_is_gone_for_half_a_second
         }
     }
 }
+
+#[test]
+fn a_call_that_began_over_tcp_moves_to_udp_when_that_works_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home").display().to_string();
+    let args = ["rendezvous", "--data-dir", &home, "--json", "--listen", QUIC4, "--listen", TCP4];
+    let server = Process::start(dir.path(), "server", args, &[]);
+    let find = |kind: &str| server.listen().into_iter().find(|addr| addr.contains(kind)).unwrap();
+    let (udp, tcp, id) = (find("/udp/"), find("/tcp/"), server.peer_id());
+    // Ana's UDP to the server leads through a link that is dead at first.
+    let link = Profile::symmetric("5 ms", LinkConfig { delay_ms: 5.0, ..LinkConfig::default() }, 7);
+    let proxy = Proxy::start(ProxyConfig::new(link)).unwrap();
+    proxy.set_b(socket_of(&server));
+    proxy.black_out(Duration::from_secs(8));
+    let blocked = clock::now_ns();
+    let through = quic(proxy.addr_of_b().unwrap());
+    let heards = ["ana", "ben"].map(|name| dir.path().join(format!("{name}-heard.wav")));
+    let start = |name: &str, hz: u32, heard: &std::path::Path, at: &[String]| {
+        let mut args = NodeArgs::humming(hz, heard).with(&["--path", "relay"]);
+        at.iter().for_each(|at| args.more.extend(["--at".into(), format!("{at}/p2p/{id}")]));
+        hall::node(dir.path(), "kitchen", name, args)
+    };
+    let mut ana = start("ana", 440, &heards[0], &[through, tcp]);
+    let mut ben = start("ben", 620, &heards[1], &[udp]);
+    let (ana_id, ben_id) = (ana.peer_id(), ben.peer_id());
+    ana.wait_hearing(&ben_id);
+    ben.wait_hearing(&ana_id);
+    let heard = clock::now_ns();
+    ana.wait("voice over TCP", SOON, |event| event["event"] == "stats" && event["path"] == "tcp");
+    ana.wait("the way over UDP", Duration::from_secs(18) + BUSY, |event| {
+        event["state"] == "path_changed" && event["path"] == "relayed"
+    });
+    println!(
+        "over UDP again {:?} after it was blocked for 8 s",
+        Duration::from_nanos(clock::now_ns() - blocked)
+    );
+    pass_time(Duration::from_secs(4));
+    let end = clock::now_ns();
+    ana.leave();
+    ben.leave();
+    for (node, file) in [(&ana, &heards[0]), (&ben, &heards[1])] {
+        let gap = longest_gap(Recording::of(node, file).between(heard + SECOND_NS, end));
+        println!("{} heard nothing for {gap:?}", node.name);
+        assert!(gap < Duration::from_millis(500), "{gap:?}\n{}", ana.story());
+    }
+}

@@ -1,0 +1,182 @@
+//! What a node and a server keep to, whatever others want of them: the user's ceiling, a flooding member, reflection.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use hallway::bench::link::LinkConfig;
+use hallway::bench::profile::Profile;
+use hallway::bench::proxy::{Proxy, ProxyConfig};
+use hallway::invite::Invite;
+use hallway::transport::{Config, QuicTransport};
+use hallway_tests::Hall;
+use hallway_tests::hall::NodeArgs;
+use hallway_tests::process::Process;
+use hallway_tests::stranger::Stranger;
+use libp2p::core::Endpoint;
+use libp2p::core::transport::{DialOpts, PortUse, Transport};
+use libp2p::identity::Keypair;
+
+fn quic(addr: SocketAddr) -> String {
+    format!("/ip4/{}/udp/{}/quic-v1", addr.ip(), addr.port())
+}
+
+fn socket_in(listen: &[String]) -> SocketAddr {
+    let listen = listen.iter().find(|addr| addr.contains("quic-v1")).unwrap();
+    let mut parts = listen.split('/').skip(2).step_by(2);
+    let (ip, port) = (parts.next().unwrap(), parts.next().unwrap());
+    SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap())
+}
+
+#[test]
+fn a_users_ceiling_holds_within_five_percent_over_any_five_seconds() {
+    const KBPS: f64 = 120.0;
+    let hall = Hall::open();
+    let link = Profile::symmetric("1 ms", LinkConfig { delay_ms: 1.0, ..LinkConfig::default() }, 7);
+    let proxy = Proxy::start(ProxyConfig::new(link)).unwrap();
+    let stand_ins = [proxy.addr_of_a().unwrap(), proxy.addr_of_b().unwrap()].map(quic);
+    let node = |name: &str, at: &str, more: &[&str]| {
+        let args = NodeArgs { input: "tone:440".into(), ..NodeArgs::default() };
+        hall.node("kitchen", name, args.with(&["--announce", at, "--path", "direct"]).with(more))
+    };
+    let mut ana = node("ana", &stand_ins[0], &["--max-rate", "120"]);
+    let mut ben = node("ben", &stand_ins[1], &[]);
+    proxy.set_a(socket_in(&ana.listen()));
+    proxy.set_b(socket_in(&ben.listen()));
+    ben.wait_hearing(&ana.peer_id());
+    let began = Instant::now();
+    let mut samples = vec![(0.0, 0)];
+    while began.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(250));
+        let counts = proxy.counts().ab;
+        samples.push((began.elapsed().as_secs_f64(), counts.delivered_bytes));
+    }
+    ana.leave();
+    ben.leave();
+    let window = |i: usize| {
+        let end = samples.iter().skip(i).find(|(at, _)| at - samples[i].0 >= 5.0)?;
+        Some((end.1 - samples[i].1) as f64 * 8e-3 / (end.0 - samples[i].0))
+    };
+    let rates: Vec<f64> = (1..samples.len()).filter_map(window).collect();
+    let worst = rates.iter().copied().fold(0.0, f64::max);
+    let least = rates.iter().copied().fold(f64::MAX, f64::min);
+    println!("a ceiling of {KBPS} kb/s: {least:.1} to {worst:.1} kb/s over 5 s");
+    assert!(worst <= KBPS * 1.05, "{worst} kb/s");
+    assert!(least > KBPS * 0.4, "{least} kb/s: it still speaks");
+    // The codec keeps to its share, so that hardly anything is lost.
+    let summary = ben.wait_named("summary");
+    let loss = summary["peers"][0]["loss_pct"].as_f64().unwrap();
+    println!("{loss:.2} % of the packets were held back");
+    assert!(loss < 10.0, "{loss} %");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_sends_a_hundred_megabits_disturbs_nobody_and_fills_no_memory() {
+    let hall = Hall::open();
+    let humming = || NodeArgs { input: "tone:440".into(), ..NodeArgs::default() };
+    let mut ana = hall.node("kitchen", "ana", humming());
+    let mut ben = hall.node("kitchen", "ben", humming());
+    let (ana_id, ben_id) = (ana.peer_id(), ben.peer_id());
+    ana.wait_hearing(&ben_id);
+    let mut eve = Stranger::new();
+    let connection = eve.dial(&ana.listen()[0]).await;
+    let invite: Invite = "kitchen".parse().unwrap();
+    let mut member = eve.join(connection, &invite, ana_id.parse().unwrap()).await;
+    member.listen(Duration::from_secs(1)).await;
+    let (mark, before) = (ana.mark(), ana.rss_kb());
+    let flood = [&[1u8][..], &[0x55; 1100]].concat();
+    let (began, mut sent) = (Instant::now(), 0u64);
+    let mut beat = tokio::time::interval(Duration::from_millis(1));
+    while began.elapsed() < Duration::from_secs(6) {
+        beat.tick().await;
+        let due = (began.elapsed().as_secs_f64() * 100e6 / 8.0 / flood.len() as f64) as u64;
+        while sent < due {
+            if sent % 8 == 0 {
+                tokio::task::yield_now().await;
+            }
+            let _ = member.connection.send_datagram(flood.clone().into());
+            sent += 1;
+        }
+        member.listen(Duration::ZERO).await;
+    }
+    let mbps = member.connection.stats().udp_tx.bytes as f64 * 8e-6 / 6.0;
+    let after = ana.rss_kb();
+    ana.leave();
+    ben.leave();
+    let stats: Vec<_> = ana.events().into_iter().skip(mark).filter(|e| e["event"] == "stats").collect();
+    let of_ben: Vec<f64> = stats
+        .iter()
+        .filter(|e| e["peer_id"] == ben_id.as_str())
+        .filter_map(|e| e["loss_pct"].as_f64())
+        .collect();
+    let mean = of_ben.iter().sum::<f64>() / of_ben.len() as f64;
+    println!(
+        "{mbps:.0} Mb/s left the flooder; ana lost {mean:.2} % of ben; memory {before:?} to {after:?} KiB"
+    );
+    assert!(of_ben.len() >= 4 && mean < 1.0, "{of_ben:?}");
+    assert!(mbps > 20.0, "{mbps} Mb/s is no flood");
+    if let (Some(before), Some(after)) = (before, after) {
+        assert!(after < before + 20 * 1024, "{before} to {after} KiB");
+    }
+}
+
+/// The first packets of a handshake that goes no further.
+async fn first_flight() -> Vec<Vec<u8>> {
+    let trap = UdpSocket::bind("127.0.0.1:0").unwrap();
+    trap.set_read_timeout(Some(Duration::from_millis(60))).unwrap();
+    let (mut transport, _connections) =
+        QuicTransport::new(Config::new(&Keypair::generate_ed25519()).unwrap());
+    let opts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
+    let dial = transport.dial(quic(trap.local_addr().unwrap()).parse().unwrap(), opts).unwrap();
+    let dial = tokio::spawn(dial);
+    let flight = tokio::task::spawn_blocking(move || {
+        let mut packets = Vec::new();
+        let mut buffer = [0u8; 2048];
+        let mut receive = || trap.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec());
+        while let Some(packet) = receive() {
+            packets.push(packet);
+        }
+        packets
+    });
+    let flight = flight.await.unwrap();
+    dial.abort();
+    flight
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_many_half_open_handshakes_a_spoofed_first_packet_draws_less_than_three_times_its_size() {
+    let hall = Hall::open();
+    let server = socket_in(&hall.server.listen());
+    let mut ratios = Vec::new();
+    for _ in 0..48 {
+        let flight = first_flight().await;
+        assert!(!flight.is_empty(), "a client says hello");
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sent: usize = flight.iter().map(Vec::len).sum();
+        flight.iter().for_each(|packet| _ = socket.send_to(packet, server).unwrap());
+        ratios.push((socket, sent));
+    }
+    // Everything that the server says without ever hearing from these addresses again.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let ratios: Vec<f64> = ratios
+        .into_iter()
+        .map(|(socket, sent)| {
+            socket.set_nonblocking(true).unwrap();
+            let mut buffer = [0u8; 2048];
+            let drawn: usize = std::iter::from_fn(|| socket.recv(&mut buffer).ok()).sum();
+            drawn as f64 / sent as f64
+        })
+        .collect();
+    let (early, late) = ratios.split_at(40);
+    let worst = |of: &[f64]| of.iter().copied().fold(0.0, f64::max);
+    println!("drawn before Retry at most {:.2}, under Retry at most {:.2} times", worst(early), worst(late));
+    assert!(worst(late) <= 3.0 && worst(late) > 0.0, "{late:?}");
+    assert!(worst(late) < 1.0, "a Retry is small: {late:?}");
+    // An honest node gets in meanwhile.
+    let mut ana: Process = hall.node("kitchen", "ana", NodeArgs::default());
+    ana.wait("its registration", Duration::from_secs(10), |event| {
+        event["event"] == "rendezvous" && event["state"] == "registered"
+    });
+    ana.leave();
+}

@@ -36,3 +36,20 @@ fn a_host_without_nat_is_called_by_one_behind_a_random_nat() {
     assert_eq!(outcome.rung(), Some(Rung::Direct));
     assert!(outcome.first_audio.unwrap() < Duration::from_secs(2), "{outcome:?}");
 }
+
+#[test]
+fn two_whose_nats_allow_no_direct_path_hear_each_other_by_the_server() {
+    let Some(outcome) = call(Kind::Symmetric, Kind::Symmetric) else { return };
+    assert_eq!(outcome.rung(), Some(Rung::Relayed));
+    assert!(
+        outcome.first_audio.unwrap() < Duration::from_millis(800) + Duration::from_millis(700),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn one_whose_network_drops_udp_is_heard_over_tcp_within_two_seconds() {
+    let Some(outcome) = call(Kind::NoUdp, Kind::Symmetric) else { return };
+    assert_eq!(outcome.rungs.iter().flatten().max(), Some(&Rung::Tcp), "{outcome:?}");
+    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + Duration::from_secs(1), "{outcome:?}");
+}

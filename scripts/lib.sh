@@ -42,12 +42,13 @@ ensure_build_needs() {
     command -v cargo >/dev/null || die "Missing: cargo. Install Rust 1.91 or newer from https://rustup.rs."
 }
 
-# ensure_test_needs: a sound server without a card, and network namespaces with NAT
+# ensure_test_needs: a sound server without a card, a terminal without a person, and network namespaces with NAT
 ensure_test_needs() {
     ensure_build_needs
     wanted=()
     unless 'command -v pulseaudio' pulseaudio
     unless 'command -v pactl' pulseaudio-utils
+    unless 'command -v tmux' tmux
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
     ensure_netlab_needs
 }

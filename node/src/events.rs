@@ -13,7 +13,7 @@ use crate::{
     audio::End,
     clock,
     controls::{Controls, Hearing, Speak},
-    text,
+    links, text,
 };
 
 /// Events that may wait for a slow reader. `stats` may take three quarters of them: the next ones follow in a second,
@@ -372,15 +372,21 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
             format!("hearing {}, {since_start_ms:.0} ms after launch", short(peer_id))
         }
         Event::Stats(stats) => format!(
-            "  {}: mouth to ear {} ms, network {} ms, buffer {} ms, loss {} %",
+            "  {} ({}): mouth to ear {} ms, network {} ms, buffer {} ms, loss {} %",
             text::clean_name(&stats.name),
+            short(&stats.peer_id),
             ms(stats.mouth_to_ear_ms),
             ms(stats.one_way_ms),
             ms(stats.buffer_ms),
             ms(stats.loss_pct),
         ),
         Event::Chat { peer_id, name, text, .. } => {
-            format!("<{} {}> {}", text::clean_name(name), short(peer_id), text::clean_line(text))
+            format!(
+                "<{} {}> {}",
+                text::clean_name(name),
+                short(peer_id),
+                links::revealed(&text::clean_line(text))
+            )
         }
         Event::Said { .. } | Event::Device { .. } => return None,
         Event::Controls(controls) => own_voice(controls),

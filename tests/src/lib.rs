@@ -27,7 +27,9 @@ pub mod netlab;
 pub mod process;
 pub mod sound;
 pub mod stranger;
+pub mod tmux;
 
+pub use binary::hallway as hallway_program;
 pub use call::{Call, Lab, Recording};
 pub use ear::{Delays, Heard};
 pub use hall::{Hall, NodeArgs};

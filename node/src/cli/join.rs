@@ -1,7 +1,7 @@
 //! `hallway join`: from what was typed to a running node, and from its end to an exit code.
 
 use std::{
-    io::{BufRead, IsTerminal, Write as _},
+    io::{IsTerminal as _, Write as _},
     process::ExitCode,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
 use tokio::sync::mpsc;
 
-use super::{DataDir, Failure, info, node_runtime};
+use super::{DataDir, Failure, info, lines, node_runtime};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec},
     controls::Controls,
@@ -137,7 +137,8 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         let format = if args.json { Format::Json } else { Format::Plain };
         let keyboard = format == Format::Plain && !args.headless && std::io::stdin().is_terminal();
         if keyboard {
-            spawn_keyboard(commands.clone());
+            let orders = commands.clone();
+            std::thread::spawn(move || lines::read(&orders));
         }
         Face::Lines(std::thread::spawn(move || print(happened, format)))
     };
@@ -266,9 +267,8 @@ pub(super) fn failed(error: node::Error) -> Failure {
 
 /// Writes events as they come. Ends by itself when the output is closed: the call goes on without it.
 fn print(mut happened: mpsc::Receiver<events::Stamped>, format: Format) {
-    let mut out = std::io::stdout().lock();
     while let Some(stamped) = happened.blocking_recv() {
-        if events::write(&mut out, format, &stamped).is_err() {
+        if events::write(&mut std::io::stdout().lock(), format, &stamped).is_err() {
             return;
         }
     }
@@ -289,27 +289,6 @@ pub(super) fn spawn_signals(commands: mpsc::Sender<Order>) {
             Err(error) => tracing::warn!(%error, "a signal cannot be caught"),
         }
     }
-}
-
-/// Lines from the keyboard: `q` leaves, `m` mutes and unmutes, anything else is said in writing.
-fn spawn_keyboard(commands: mpsc::Sender<Order>) {
-    std::thread::spawn(move || {
-        let mut muted = false;
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            let command = match line.trim() {
-                "" => continue,
-                "q" | "/quit" => Command::Leave,
-                "m" | "/mute" => {
-                    muted = !muted;
-                    Command::Mute { on: muted }
-                }
-                text => Command::Chat { text: text.to_owned() },
-            };
-            if commands.blocking_send(command.into()).is_err() {
-                return;
-            }
-        }
-    });
 }
 
 pub(super) fn period_frames(ms: f64) -> Result<u32, Failure> {

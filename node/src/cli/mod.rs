@@ -6,6 +6,7 @@
 mod echo;
 mod info;
 mod join;
+mod lines;
 mod serve;
 
 use std::{

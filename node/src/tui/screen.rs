@@ -306,7 +306,11 @@ impl Running {
     }
 
     fn redraw_all(&mut self) {
-        let _ = self.terminal.clear();
+        // Ratatui's own `clear` would ask the terminal where the cursor is, and wait for what the key reader takes away.
+        if let Ok(terminal) = open_terminal() {
+            terminal::wipe();
+            self.terminal = terminal;
+        }
         self.view.stale = true;
         self.due = Instant::now();
     }

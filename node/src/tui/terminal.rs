@@ -108,6 +108,13 @@ pub fn give_back() {
     }
 }
 
+/// Empties the screen.
+pub fn wipe() {
+    if is_taken() {
+        put(b"\x1b[0m\x1b[2J");
+    }
+}
+
 /// Asks the terminal to tell when keys are let go, where it can. May wait two seconds for an answer; only the thread that
 /// reads the keyboard may call it.
 pub fn ask_for_releases() -> bool {

@@ -202,12 +202,17 @@ fn our_own_voice_says_what_others_hear() {
 fn every_key_asks_for_what_the_help_says() {
     let mut view = call(80, 24);
     let (ben, cleo) = (peer(1), peer(2));
-    assert_eq!(key(&mut view, KeyCode::Char('m')), Some(Command::Mute { on: true }));
-    happened(&mut view, Event::Controls(Controls { muted: true, ..Controls::default() }));
-    assert_eq!(key(&mut view, KeyCode::Char('m')), Some(Command::Mute { on: false }));
+    for on in [true, false, true, false] {
+        assert_eq!(
+            key(&mut view, KeyCode::Char('m')),
+            Some(Command::Mute { on }),
+            "faster than the node answers"
+        );
+    }
     assert_eq!(key(&mut view, KeyCode::Char('d')), Some(Command::Deafen { on: true }));
     assert_eq!(key(&mut view, KeyCode::Char('v')), Some(Command::Speak { when: Speak::PushToTalk }));
     assert_eq!(key(&mut view, KeyCode::Char(']')), Some(Command::Threshold { dbov: -43 }));
+    assert_eq!(key(&mut view, KeyCode::Char(']')), Some(Command::Threshold { dbov: -41 }));
     assert_eq!(view.selected, Some(ben));
     assert_eq!(key(&mut view, KeyCode::Right), Some(Command::Volume { peer_id: ben, volume_db: 2 }));
     assert_eq!(key(&mut view, KeyCode::Down), None);
@@ -233,8 +238,8 @@ fn push_to_talk_follows_the_key_where_its_end_is_told_and_switches_elsewhere() {
     };
     set(&mut view, false);
     assert_eq!(update(&mut view, event(KeyEventKind::Press)), Some(Command::Press { down: true }));
-    set(&mut view, true);
     assert_eq!(update(&mut view, event(KeyEventKind::Press)), Some(Command::Press { down: false }));
+    set(&mut view, true);
     update(&mut view, Input::Releases(true));
     assert_eq!(update(&mut view, event(KeyEventKind::Press)), None, "it is held already");
     assert_eq!(update(&mut view, event(KeyEventKind::Repeat)), None);

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     audio::{DeviceInfo, End},
-    controls::{Controls, Speak},
+    controls::{Controls, Hearing, Speak, THRESHOLDS, VOLUMES_DB},
     events::{self, DeviceState, Event, PeerState},
     links,
     node::Command,
@@ -66,6 +66,38 @@ pub enum Input {
 
 /// Takes in what happened. The command, if any, is the caller's to send.
 pub fn update(view: &mut View, input: Input) -> Option<Command> {
+    let command = decide(view, input);
+    if let Some(command) = &command {
+        foresee(view, command);
+    }
+    command
+}
+
+/// Shows what a command will do: the next key may come before the node has answered.
+fn foresee(view: &mut View, command: &Command) {
+    let controls = &mut view.controls;
+    let mut turn = |peer: &PeerId, how: &dyn Fn(&mut Hearing)| {
+        if let Some(person) = view.people.iter_mut().find(|person| person.peer == *peer) {
+            how(&mut person.hearing);
+        }
+    };
+    let within = |value: i8, range: &std::ops::RangeInclusive<i8>| value.clamp(*range.start(), *range.end());
+    match command {
+        Command::Mute { on } => controls.muted = *on,
+        Command::Deafen { on } => controls.deafened = *on,
+        Command::Speak { when } => (controls.speak, controls.pressed) = (*when, false),
+        Command::Threshold { dbov } => controls.threshold_dbov = within(*dbov, &THRESHOLDS),
+        Command::Press { down } => controls.pressed = *down,
+        Command::Volume { peer_id, volume_db } => {
+            turn(peer_id, &|hearing| hearing.volume_db = within(*volume_db, &VOLUMES_DB));
+        }
+        Command::MutePerson { peer_id, on } => turn(peer_id, &|hearing| hearing.muted = *on),
+        _ => return,
+    }
+    view.stale = true;
+}
+
+fn decide(view: &mut View, input: Input) -> Option<Command> {
     match input {
         Input::Key(key) => return handle_key(view, key),
         Input::Paste(pasted) => {
@@ -402,8 +434,8 @@ fn handle_event(view: &mut View, event: Event) {
         }
         Event::Said { text, .. } => view.note(Voice::Own, links::revealed(&text), true),
         Event::Controls(controls) => {
-            let said = worth_saying(&view.controls, &controls);
-            view.controls = controls;
+            let said = worth_saying(&view.told, &controls);
+            (view.controls, view.told) = (controls, controls);
             if let (true, Some(sentence)) = (said, sentence) {
                 view.note(Voice::System, sentence, false);
             }

@@ -39,8 +39,10 @@ pub struct View {
     pub level_dbov: f32,
     /// What it captures is sent.
     pub speaking: bool,
-    /// What is set about our voice and ears.
+    /// What is set about our voice and ears, as asked for: keys follow each other faster than the node answers.
     pub controls: Controls,
+    /// The same, as the node told last.
+    pub told: Controls,
     /// What is captured and where it is played.
     pub input: Device,
     /// See `input`.
@@ -190,6 +192,7 @@ impl View {
             level_dbov: -127.0,
             speaking: false,
             controls: Controls::default(),
+            told: Controls::default(),
             input: Device::default(),
             output: Device::default(),
             servers: Vec::new(),

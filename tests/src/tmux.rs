@@ -1,0 +1,91 @@
+//! A terminal with a person in front of it: tmux, without one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::process::SOON;
+
+/// One tmux server with one window. Ends, and all in it, when dropped.
+pub struct Tmux {
+    socket: PathBuf,
+    raw: PathBuf,
+}
+
+impl Tmux {
+    /// Runs a shell command in a terminal of this size; `None` where there is no tmux. All that the command writes is kept.
+    pub fn start(dir: &Path, name: &str, size: (u16, u16), command: &str) -> Option<Tmux> {
+        Command::new("tmux").arg("-V").output().ok()?;
+        let tmux = Tmux { socket: dir.join(format!("{name}.tmux")), raw: dir.join(format!("{name}.raw")) };
+        let (width, height) = (size.0.to_string(), size.1.to_string());
+        // The command waits until its output is kept.
+        let waiting = format!("while [ ! -e {0} ]; do sleep 0.01; done; {command}", tmux.raw.display());
+        let shell = ["env", "LANG=C.UTF-8", "sh", "-c", &waiting];
+        tmux.run(
+            &[&["-f", "/dev/null", "new-session", "-d", "-x", &width, "-y", &height][..], &shell].concat(),
+        );
+        tmux.run(&["pipe-pane", "-o", &format!("cat > {}", tmux.raw.display())]);
+        Some(tmux)
+    }
+
+    /// What stands on the terminal.
+    pub fn screen(&self) -> String {
+        self.run(&["capture-pane", "-p"])
+    }
+
+    /// All that was written to the terminal.
+    pub fn raw(&self) -> Vec<u8> {
+        std::fs::read(&self.raw).unwrap()
+    }
+
+    /// Keys by tmux' names.
+    pub fn keys(&self, keys: &[&str]) {
+        self.run(&[&["send-keys"][..], keys].concat());
+    }
+
+    /// Text as it stands.
+    pub fn types(&self, text: &str) {
+        self.run(&["send-keys", "-l", text]);
+    }
+
+    /// A fact about the terminal, by tmux' name: `alternate_on`, `mouse_any_flag`, `cursor_flag`.
+    pub fn fact(&self, name: &str) -> String {
+        self.run(&["display-message", "-p", &format!("#{{{name}}}")]).trim().to_owned()
+    }
+
+    /// Changes the terminal's size.
+    pub fn resize(&self, width: u16, height: u16) {
+        self.run(&["resize-window", "-x", &width.to_string(), "-y", &height.to_string()]);
+    }
+
+    /// Waits until the screen is as wanted, and gives it.
+    pub fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let until = Instant::now() + SOON;
+        loop {
+            let screen = self.screen();
+            if wanted(&screen) {
+                return screen;
+            }
+            assert!(Instant::now() < until, "{what} does not come; the screen shows\n{screen}");
+            std::thread::sleep(Duration::from_millis(15));
+        }
+    }
+
+    /// Waits for these words.
+    pub fn wait_for(&self, words: &str) -> String {
+        self.wait(words, |screen| screen.contains(words))
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let done = Command::new("tmux").arg("-S").arg(&self.socket).args(args).output().expect("tmux");
+        let complaint = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "tmux {args:?}: {complaint}");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        let _ = Command::new("tmux").arg("-S").arg(&self.socket).arg("kill-server").output();
+    }
+}

@@ -145,7 +145,8 @@ async fn controls() {
         Event::Ready { listen, .. } => Some(listen),
         _ => None,
     });
-    let peers = vec![(ana.id, listen.await)];
+    let listen = listen.await;
+    let peers = vec![(ana.id, listen)];
     std::fs::create_dir(homes.join("ben")).unwrap();
     let output = format!("file:{}", heard.display());
     let mut ben = Talker::start(&invite, "ben", "silence", &output, &homes.join("ben"), peers).await;

@@ -32,7 +32,7 @@ fn hostile() -> [(&'static str, String); 10] {
         ),
         (
             "more than anybody reads",
-            format!("{}{}", "Z\u{301}\u{302}\u{303}".repeat(3000), "\u{309}".repeat(900)),
+            format!("{}{}", "Z\u{301}\u{302}\u{303}".repeat(1500), "\u{309}".repeat(900)),
         ),
     ]
 }

@@ -156,6 +156,8 @@ impl Theme {
             }
             .map(Color::from_u32),
         };
+        // Colours tell the stages apart already.
+        let signs = Signs { stages: [signs.stages[0]; 2], ..signs };
         let dim = plain.fg(dim);
         Self {
             accent: plain.fg(accent).add_modifier(Modifier::BOLD),

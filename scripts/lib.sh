@@ -70,3 +70,26 @@ ensure_demo_needs() {
     unless 'command -v sox' sox
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
+
+# ensure_compare_needs PEERS: PipeWire, a browser and the other programs that hallway is compared with
+ensure_compare_needs() {
+    wanted=()
+    unless 'command -v pipewire && command -v wireplumber && command -v pw-jack' pipewire pipewire-bin pipewire-jack wireplumber
+    unless 'command -v pipewire-pulse' pipewire-pulse
+    unless 'command -v pactl' pulseaudio-utils
+    unless 'command -v dbus-daemon' dbus-daemon
+    unless 'command -v ip' iproute2
+    unless 'command -v chrt && command -v nsenter' util-linux
+    unless 'command -v ffmpeg' ffmpeg
+    unless 'python3 -c "import venv, ensurepip"' python3-venv
+    unless 'pkg-config --exists jack' libjack-jackd2-dev
+    unless '[ -d /usr/share/asterisk/sounds/en_US_f_Allison ]' asterisk-core-sounds-en-g722 asterisk-core-sounds-fr-g722 \
+        asterisk-core-sounds-es-g722 asterisk-core-sounds-ru-g722
+    case " $1 " in *" chromium"*) unless 'command -v chromium' chromium ;; esac
+    case " $1 " in *" jamulus "*) unless 'command -v Jamulus' jamulus ;; esac
+    case " $1 " in *" jacktrip "*) unless 'command -v jacktrip' jacktrip ;; esac
+    case " $1 " in *" gst"*)
+        unless 'command -v gst-launch-1.0' gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+    esac
+    [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+}

@@ -7,9 +7,15 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::lag::{self, LagArgs, Voices};
+use super::codec::{self, CodecArgs};
+use super::lag::{self, CallArgs, LagArgs, Voices};
 use super::log::EventLog;
+use super::loss::LossArgs;
+use super::page::Page;
+use super::pages;
+use super::profile::Profile;
 use super::report::{BenchReport, CallReport, Machine};
+use super::room::{self, RoomArgs};
 
 /// Measures.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,8 +30,39 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Two whole nodes over a bad network: mouth-to-ear delay and damage from the signal
     Lag(LagArgs),
-    /// The same figures from recordings and event logs that exist already
+    /// The same over links that lose more and more: delay, damage and quality per loss rate
+    Loss(LossArgs),
+    /// Many nodes in one room on this machine: gaps, processor, memory
+    Room(RoomArgs),
+    /// Time per frame of encoding, sealing, playing and mixing, beside a baseline
+    Codec(CodecArgs),
+    /// The figures of `lag` from recordings and event logs that exist already
     Signal(SignalArgs),
+}
+
+/// Where figures go besides standard output.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Out {
+    /// Writes every figure to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes plots for a browser to this file
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+}
+
+impl Out {
+    fn write(&self, figures: &impl serde::Serialize, page: impl FnOnce() -> Page) -> anyhow::Result<()> {
+        if let Some(path) = &self.json {
+            let mut text = serde_json::to_string_pretty(figures)?;
+            text.push('\n');
+            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
+        if let Some(path) = &self.report {
+            std::fs::write(path, page().html()).with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    }
 }
 
 /// Recordings to measure. Repeat all four for each direction.
@@ -46,30 +83,42 @@ pub struct SignalArgs {
     /// What to call each direction [default: the names of the recordings]
     #[arg(long, value_name = "NAME")]
     pub name: Vec<String>,
-    /// Writes every figure to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    /// Where the figures go.
+    #[command(flatten)]
+    pub out: Out,
 }
 
 /// Does what was asked, prints a table on standard output. The exit code is 1 if somebody heard nothing.
 pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
-    let work = async {
-        match &args.command {
-            BenchCommand::Lag(args) => lag_report(args).await.map(|report| (report, &args.json)),
-            BenchCommand::Signal(args) => signal_report(args).map(|report| (report, &args.json)),
+    // Leaving early drops the children, which ends them, and the directory they wrote to.
+    tokio::select! {
+        done = measure(&args.command) => done,
+        stopped = interrupted() => { stopped?; bail!("stopped before the measurement was over") }
+    }
+}
+
+async fn measure(command: &BenchCommand) -> anyhow::Result<ExitCode> {
+    let (report, out) = match command {
+        BenchCommand::Lag(args) => (of_links(&args.links()?, &args.calls).await?, &args.calls.out),
+        BenchCommand::Loss(args) => (of_links(&args.links()?, &args.calls).await?, &args.calls.out),
+        BenchCommand::Signal(args) => (signal_report(args)?, &args.out),
+        BenchCommand::Room(args) => {
+            let place = Place::new(None, "room", 0)?;
+            let report = room::measure(args, place.path()).await?;
+            print(&report.table())?;
+            args.out.write(&report, || report.page())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        BenchCommand::Codec(args) => {
+            let wanted = args.clone();
+            let report = tokio::task::spawn_blocking(move || codec::measure(&wanted)).await??;
+            print(&report.table())?;
+            args.out.write(&report, || report.page())?;
+            return Ok(ExitCode::SUCCESS);
         }
     };
-    // Leaving early drops the children, which ends them, and the directory they wrote to.
-    let (report, json) = tokio::select! {
-        report = work => report?,
-        stopped = interrupted() => { stopped?; bail!("stopped before the measurement was over") }
-    };
     print(&report.table())?;
-    if let Some(path) = json {
-        let mut text = serde_json::to_string_pretty(&report)?;
-        text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
+    out.write(&report, || pages::calls(&report))?;
     let unheard = report.unheard();
     if unheard.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -80,12 +129,11 @@ pub async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     )
 }
 
-async fn lag_report(args: &LagArgs) -> anyhow::Result<BenchReport> {
+async fn of_links(links: &[Profile], args: &CallArgs) -> anyhow::Result<BenchReport> {
     args.check()?;
-    let links = args.links()?;
     let voices = Voices::new(args.wav.as_deref(), args.duration)?;
     let mut calls = Vec::new();
-    for link in &links {
+    for link in links {
         for rep in 0..args.reps {
             let place = Place::new(args.keep.as_deref(), &link.name, rep)?;
             tracing::info!(link = link.name, rep, "calling for {:?}", args.duration);
@@ -170,7 +218,8 @@ async fn interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+/// Prints to standard output; whoever closed it has read enough.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever read the table has read enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -197,7 +246,7 @@ mod tests {
     fn lag(line: &str) -> LagArgs {
         match parse(line).unwrap().command {
             BenchCommand::Lag(args) => args,
-            BenchCommand::Signal(_) => panic!("not lag"),
+            other => panic!("not lag: {other:?}"),
         }
     }
 
@@ -213,15 +262,15 @@ mod tests {
         assert!(links.iter().all(|link| link.seed == 9));
         assert_eq!(lag("bench lag").links().unwrap().len(), 2);
         let args = lag("bench lag --node-arg=--profile --node-arg=music");
-        assert_eq!(args.node_args, ["--profile", "music"]);
+        assert_eq!(args.calls.node_args, ["--profile", "music"]);
     }
 
     #[test]
     fn what_cannot_be_measured_is_refused_with_the_reason() {
         let error = parse("bench lag --profile moon").err().unwrap().to_string();
         assert!(error.contains("lossy20"), "{error}");
-        assert!(lag("bench lag --for 1s").check().unwrap_err().to_string().contains("--for"));
-        assert!(lag("bench lag --period-ms 0").check().is_err());
+        assert!(lag("bench lag --for 1s").calls.check().unwrap_err().to_string().contains("--for"));
+        assert!(lag("bench lag --period-ms 0").calls.check().is_err());
         assert!(parse("bench lag --reps 0").is_err());
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
+use super::command::Out;
 use super::log::EventLog;
 use super::nodes::Program;
 use super::profile::Profile;
@@ -16,7 +17,7 @@ use super::report::{CallReport, DirectionReport};
 use super::signal::{Track, WindowLag, measure, median};
 use super::speech::{RATE_HZ, speech};
 
-/// What to measure.
+/// Which links.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LagArgs {
     /// A link by name (lan, metro, wan, wifi, lossy10, lossy20, lossy30, mobile, narrow); repeatable [default: lan, wan]
@@ -25,6 +26,14 @@ pub struct LagArgs {
     /// A link spelt out, as delay=40,jitter=5,loss=1; repeatable
     #[arg(long = "link", value_name = "SPEC", value_parser = str::parse::<Profile>)]
     pub links: Vec<Profile>,
+    #[command(flatten)]
+    /// How each is measured.
+    pub calls: CallArgs,
+}
+
+/// How a link is measured.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CallArgs {
     /// How long each call lasts
     #[arg(long = "for", value_name = "DURATION", default_value = "20s", value_parser = humantime::parse_duration)]
     pub duration: Duration,
@@ -43,9 +52,9 @@ pub struct LagArgs {
     /// One more argument for both nodes, as --node-arg=--profile --node-arg=music; repeatable
     #[arg(long = "node-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub node_args: Vec<String>,
-    /// Writes every figure to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    /// Where the figures go.
+    pub out: Out,
     /// Leaves recordings, events and error output of every call in this directory
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
@@ -74,10 +83,17 @@ impl LagArgs {
         if all.is_empty() {
             all = vec![Profile::named("lan")?, Profile::named("wan")?];
         }
-        if let Some(seed) = self.seed {
-            all.iter_mut().for_each(|link| link.seed = seed);
-        }
+        self.calls.seed(&mut all);
         Ok(all)
+    }
+}
+
+impl CallArgs {
+    /// Gives the links the seed asked for.
+    pub fn seed(&self, links: &mut [Profile]) {
+        if let Some(seed) = self.seed {
+            links.iter_mut().for_each(|link| link.seed = seed);
+        }
     }
 
     /// Refuses what cannot be measured, before anything is started.
@@ -125,7 +141,7 @@ impl Voices {
 
 /// One call over `link`; recordings and events go to `dir`, which must exist.
 pub async fn call(
-    args: &LagArgs,
+    args: &CallArgs,
     link: &Profile,
     rep: u64,
     voices: &Voices,
@@ -229,6 +245,12 @@ pub async fn call(
     })
 }
 
+/// What the link from a to b of this call is asked to lose, percent; nothing for a link that is no link of a loss series.
+pub fn link_loss_pct(call: &CallReport) -> Option<f64> {
+    let rate = call.link.split(',').find_map(|part| part.strip_prefix("loss="))?;
+    rate.parse().ok()
+}
+
 /// The figures of one voice from recordings and event logs.
 pub fn direction(
     name: &str,
@@ -256,6 +278,7 @@ pub fn direction(
         cost: listener.cost(),
         wire: None,
         wire_kbps: None,
+        timeline: listener.timeline(talker.peer_id()),
     }
 }
 
@@ -292,7 +315,7 @@ fn tracks(
 }
 
 /// Where the server can be reached, with its identity.
-fn meeting_point(log: &EventLog) -> anyhow::Result<String> {
+pub(super) fn meeting_point(log: &EventLog) -> anyhow::Result<String> {
     let address = addresses(log).find(|address| socket(address).is_some());
     let address = address.context("the rendezvous server names no QUIC address")?;
     let has_identity = address.iter().any(|part| matches!(part, Protocol::P2p(_)));

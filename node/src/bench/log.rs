@@ -47,6 +47,15 @@ pub struct NodeView {
     pub path: Option<String>,
 }
 
+/// What a listener's node said about one talker in one second; what it did not know is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Second {
+    /// When, monotonic ns.
+    pub at_ns: u64,
+    /// Its figures by their names in `stats`, stages by theirs.
+    pub figures: BTreeMap<String, f64>,
+}
+
 /// What a node cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct NodeCost {
@@ -149,6 +158,36 @@ impl EventLog {
                 Some((event.get("at_ns")?.as_u64()?, event.get("mouth_to_ear_ms")?.as_f64()?))
             })
             .collect()
+    }
+
+    /// Everything that this node, as listener, said about `talker` once a second.
+    pub fn timeline(&self, talker: Option<&str>) -> Vec<Second> {
+        let numbers = |value: &Value| {
+            let fields = value.as_object().into_iter().flatten();
+            fields.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect::<Vec<_>>()
+        };
+        self.named("stats")
+            .filter(|event| talker.is_none() || event.get("peer_id").and_then(Value::as_str) == talker)
+            .map(|event| {
+                let stages = event.get("mouth_to_ear_stages_ms").map(numbers).unwrap_or_default();
+                let figures = numbers(event).into_iter().chain(stages).collect();
+                Second { at_ns: event.get("at_ns").and_then(Value::as_u64).unwrap_or(0), figures }
+            })
+            .collect()
+    }
+
+    /// Everybody this node told figures about, with the names they go by, in order of appearance.
+    pub fn talkers(&self) -> Vec<(String, String)> {
+        let mut all: Vec<(String, String)> = Vec::new();
+        for event in self.named("stats") {
+            let text = |key| event.get(key).and_then(Value::as_str);
+            if let Some(id) = text("peer_id")
+                && !all.iter().any(|(known, _)| known == id)
+            {
+                all.push((id.to_owned(), text("name").unwrap_or(id).to_owned()));
+            }
+        }
+        all
     }
 
     /// What this node cost.

@@ -7,20 +7,28 @@
 //! | `speech` | what is said |
 //! | `spectrum`, `signal` | how late and how damaged it was heard |
 //! | `nodes`, `log` | whole programs as child processes, and what they say about themselves |
-//! | `lag`, `report`, `command` | `hallway bench lag` and `bench signal`, and their tables |
+//! | `lag`, `loss`, `room`, `codec`, `live` | one measurement each |
+//! | `report`, `page`, `pages`, `plot`, `command` | their tables, their plots, and what can be typed |
 
+pub mod codec;
 mod command;
 pub mod lag;
 pub mod link;
+pub mod live;
 pub mod log;
+pub mod loss;
 pub mod luck;
 pub mod nodes;
+pub mod page;
+pub mod pages;
 pub mod pipe;
+pub mod plot;
 pub mod profile;
 pub mod proxy;
 pub mod report;
+pub mod room;
 pub mod signal;
 pub mod spectrum;
 pub mod speech;
 
-pub use command::{BenchArgs, BenchCommand, SignalArgs, run};
+pub use command::{BenchArgs, BenchCommand, Out, SignalArgs, run};

@@ -33,6 +33,17 @@ pub struct Program {
 impl Program {
     /// Starts `binary` with `args`; its events go to `DIR/NAME.jsonl` and its standard error to `DIR/NAME.stderr`.
     pub fn start(name: &str, binary: &Path, args: &[String], dir: &Path) -> anyhow::Result<Program> {
+        Self::start_with(name, binary, args, dir, false)
+    }
+
+    /// The same; with `echo` its events go to our standard output too, as they come.
+    pub fn start_with(
+        name: &str,
+        binary: &Path,
+        args: &[String],
+        dir: &Path,
+        echo: bool,
+    ) -> anyhow::Result<Program> {
         let complaints = dir.join(format!("{name}.stderr"));
         let stderr = std::fs::File::create(&complaints)
             .with_context(|| format!("creating {}", complaints.display()))?;
@@ -59,6 +70,10 @@ impl Program {
                 use std::io::Write;
                 // A full disk loses the copy, not the measurement.
                 let _ = copy.write_all(&line);
+                if echo {
+                    // Whoever closed our output has read enough.
+                    let _ = std::io::stdout().lock().write_all(&line);
+                }
                 into.lock().unwrap_or_else(PoisonError::into_inner).push(&line);
                 line.clear();
                 tell.send_modify(|n| *n += 1);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::log::{NodeCost, NodeView, STAGES};
+use super::log::{NodeCost, NodeView, STAGES, Second};
 use super::pipe::PipeCounts;
 use super::proxy::LinkTiming;
 use super::signal::{SignalReport, Spread};
@@ -32,6 +32,8 @@ pub struct Machine {
     pub cores: usize,
     /// Kernel.
     pub kernel: String,
+    /// When, UTC.
+    pub date: String,
 }
 
 impl Machine {
@@ -48,6 +50,7 @@ impl Machine {
             cpu: model.unwrap_or("unknown").to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             kernel: kernel.trim().to_owned(),
+            date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
         }
     }
 }
@@ -90,6 +93,9 @@ pub struct DirectionReport {
     pub wire: Option<PipeCounts>,
     /// IP packets the talker put on the link, kbit/s over the call.
     pub wire_kbps: Option<f64>,
+    /// The listener's figures, second by second.
+    #[serde(skip)]
+    pub timeline: Vec<Second>,
 }
 
 impl DirectionReport {
@@ -109,8 +115,8 @@ impl BenchReport {
         self.calls.iter().flat_map(of).collect()
     }
 
-    /// One block per link: a line per figure, a column per direction. Over several calls: median, and range.
-    pub fn table(&self) -> String {
+    /// The calls by their links, in order.
+    pub fn links(&self) -> Vec<(&str, Vec<&CallReport>)> {
         let mut links: Vec<(&str, Vec<&CallReport>)> = Vec::new();
         for call in &self.calls {
             match links.iter_mut().find(|(link, _)| *link == call.link) {
@@ -118,8 +124,13 @@ impl BenchReport {
                 None => links.push((&call.link, vec![call])),
             }
         }
+        links
+    }
+
+    /// One block per link: a line per figure, a column per direction. Over several calls: median, and range.
+    pub fn table(&self) -> String {
         let mut out = String::new();
-        for (link, calls) in links {
+        for (link, calls) in self.links() {
             block(&mut out, link, &calls);
         }
         out
@@ -129,13 +140,14 @@ impl BenchReport {
 /// A line of the table: its label and where its figure comes from.
 type Line = (&'static str, fn(&DirectionReport) -> Option<f64>);
 
-const BEFORE_STAGES: [Line; 7] = [
+const BEFORE_STAGES: [Line; 8] = [
     ("mouth to ear, p50 ms", |d| d.signal.as_ref().map(|s| s.lag_ms.p50)),
     ("              p95 ms", |d| d.signal.as_ref().map(|s| s.lag_ms.p95)),
     ("              p99 ms", |d| d.signal.as_ref().map(|s| s.lag_ms.p99)),
     ("first audio, ms after launch", |d| d.node.first_audio_ms),
     ("speech damaged, %", |d| d.signal.as_ref().map(|s| s.damaged_pct)),
     ("speech silent, %", |d| d.signal.as_ref().map(|s| s.silent_pct)),
+    ("spectrum off by, dB", |d| d.signal.as_ref().map(|s| s.distance_db)),
     ("the node's own estimate, ms", |d| d.node.mouth_to_ear_ms),
 ];
 const AFTER_STAGES: [Line; 9] = [
@@ -153,7 +165,11 @@ const AFTER_STAGES: [Line; 9] = [
 const LABEL_WIDTH: usize = 30;
 const COLUMN_WIDTH: usize = 24;
 
-fn block(out: &mut String, link: &str, calls: &[&CallReport]) {
+/// The figures of one link: a label, and a cell for each direction.
+pub type Rows = Vec<(String, Vec<String>)>;
+
+/// The names of the directions of these calls, and their figures. Over several calls: median, and range.
+pub fn figures(calls: &[&CallReport]) -> (Vec<String>, Rows) {
     let mut columns: Vec<(&str, Vec<&DirectionReport>)> = Vec::new();
     for direction in calls.iter().flat_map(|call| &call.directions) {
         match columns.iter_mut().find(|(name, _)| *name == direction.name) {
@@ -161,31 +177,16 @@ fn block(out: &mut String, link: &str, calls: &[&CallReport]) {
             None => columns.push((&direction.name, vec![direction])),
         }
     }
-    let about = calls.first().map_or("", |call| call.about.as_str());
-    let title = if about.is_empty() || about == link { link.to_owned() } else { format!("{link} ({about})") };
-    let times =
-        if calls.len() == 1 { String::new() } else { format!(", {} calls: median (range)", calls.len()) };
-    // Writing into a String cannot fail.
-    let _ = writeln!(out, "{title}{times}");
-    let _ = write!(out, "{:LABEL_WIDTH$}", "");
-    for (name, _) in &columns {
-        let _ = write!(out, " {name:>COLUMN_WIDTH$}");
-    }
-    out.push('\n');
-
+    let mut rows = Rows::new();
     let mut line = |label: &str, figure: &dyn Fn(&DirectionReport) -> Option<f64>| {
         let cells: Vec<Option<String>> = columns
             .iter()
             .map(|(_, reports)| cell(&reports.iter().filter_map(|d| figure(d)).collect::<Vec<_>>()))
             .collect();
-        if cells.iter().all(Option::is_none) {
-            return;
+        if cells.iter().any(Option::is_some) {
+            let cells = cells.into_iter().map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
+            rows.push((label.to_owned(), cells.collect()));
         }
-        let _ = write!(out, "{label:LABEL_WIDTH$}");
-        for cell in cells {
-            let _ = write!(out, " {:>COLUMN_WIDTH$}", cell.unwrap_or_else(|| "-".to_owned()));
-        }
-        out.push('\n');
     };
     for (label, figure) in BEFORE_STAGES {
         line(label, &figure);
@@ -196,17 +197,71 @@ fn block(out: &mut String, link: &str, calls: &[&CallReport]) {
     for (label, figure) in AFTER_STAGES {
         line(label, &figure);
     }
+    (columns.into_iter().map(|(name, _)| name.to_owned()).collect(), rows)
+}
+
+/// What went wrong in these calls, each thing once.
+pub fn notes(calls: &[&CallReport]) -> Vec<String> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let errors =
         calls.iter().flat_map(|call| call.directions.iter().filter_map(|d| d.signal_error.as_deref()));
     for warning in calls.iter().flat_map(|call| call.warnings.iter().map(String::as_str)).chain(errors) {
         *seen.entry(warning).or_default() += 1;
     }
-    for (warning, times) in seen {
-        let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
-        let _ = writeln!(out, "note: {warning}{times}");
+    let times = |times: usize| if times > 1 { format!(" ({times} times)") } else { String::new() };
+    seen.into_iter().map(|(warning, n)| format!("{warning}{}", times(n))).collect()
+}
+
+/// A link by its name and in words.
+pub fn title(link: &str, calls: &[&CallReport]) -> String {
+    let about = calls.first().map_or("", |call| call.about.as_str());
+    let title = if about.is_empty() || about == link { link.to_owned() } else { format!("{link} ({about})") };
+    let times =
+        if calls.len() == 1 { String::new() } else { format!(", {} calls: median (range)", calls.len()) };
+    title + &times
+}
+
+fn block(out: &mut String, link: &str, calls: &[&CallReport]) {
+    let (columns, rows) = figures(calls);
+    // Writing into a String cannot fail.
+    let _ = writeln!(out, "{}", title(link, calls));
+    let _ = write!(out, "{:LABEL_WIDTH$}", "");
+    for name in &columns {
+        let _ = write!(out, " {name:>COLUMN_WIDTH$}");
     }
     out.push('\n');
+    for (label, cells) in rows {
+        let _ = write!(out, "{label:LABEL_WIDTH$}");
+        for cell in cells {
+            let _ = write!(out, " {cell:>COLUMN_WIDTH$}");
+        }
+        out.push('\n');
+    }
+    for note in notes(calls) {
+        let _ = writeln!(out, "note: {note}");
+    }
+    out.push('\n');
+}
+
+/// Rows under their heads, the first column to the left.
+pub fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
+    let cells = |i: usize| rows.iter().filter_map(move |row| row.get(i)).map(|cell| cell.chars().count());
+    let widths: Vec<usize> = head
+        .iter()
+        .enumerate()
+        .map(|(i, name)| cells(i).chain([name.chars().count()]).max().unwrap_or(0))
+        .collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut out = String::new();
+        for (i, (cell, width)) in cells.zip(&widths).enumerate() {
+            // Writing into a String cannot fail.
+            let _ = if i == 0 { write!(out, "{cell:width$}") } else { write!(out, "  {cell:>width$}") };
+        }
+        out + "\n"
+    };
+    let mut out = line(&mut head.iter().copied());
+    rows.iter().for_each(|row| out.push_str(&line(&mut row.iter().map(String::as_str))));
+    out
 }
 
 fn cell(values: &[f64]) -> Option<String> {
@@ -218,7 +273,8 @@ fn cell(values: &[f64]) -> Option<String> {
     })
 }
 
-fn number(x: f64) -> String {
+/// A figure as it stands in a table.
+pub fn number(x: f64) -> String {
     // Minus nothing is nothing.
     let x = if x == 0.0 { 0.0 } else { x };
     if x.abs() >= 1000.0 {
@@ -243,6 +299,7 @@ mod tests {
             frames: 10,
             damaged_pct: 0.5,
             silent_pct: 0.0,
+            distance_db: 1.0,
             unheard_start_ms: 0.0,
             first_sound_ns: None,
             growth_ms: 0.0,
@@ -259,6 +316,7 @@ mod tests {
             cost: NodeCost::default(),
             wire: None,
             wire_kbps: None,
+            timeline: Vec::new(),
         };
         CallReport {
             link: "wan".into(),

@@ -124,6 +124,44 @@ impl Finder {
     }
 }
 
+/// Power in bands as wide as an ear's, of windows of one length.
+pub struct Bands {
+    transform: std::sync::Arc<dyn realfft::RealToComplex<f32>>,
+    window: Vec<f32>,
+    /// First and last bin of each band.
+    edges: Vec<(usize, usize)>,
+}
+
+impl Bands {
+    /// For windows of `length` samples at `rate_hz`: bands from 100 Hz to 7 kHz, half a Bark to one Bark wide.
+    pub fn new(length: usize, rate_hz: u32) -> Bands {
+        let hz_per_bin = f64::from(rate_hz) / length as f64;
+        // Traunmüller's Bark scale, inverted.
+        let hz = |bark: f64| 1960.0 * (bark + 0.53) / (26.28 - bark);
+        let edges = (1..=20).map(f64::from).map(|bark| {
+            let bin = |bark: f64| (hz(bark) / hz_per_bin).round() as usize;
+            (bin(bark), bin(bark + 1.0).max(bin(bark) + 1))
+        });
+        let hann = |i: usize| (std::f64::consts::PI * (i as f64 + 0.5) / length as f64).sin().powi(2) as f32;
+        Bands {
+            transform: RealFftPlanner::<f32>::new().plan_fft_forward(length),
+            window: (0..length).map(hann).collect(),
+            edges: edges.collect(),
+        }
+    }
+
+    /// The power of each band. Nothing for a window of another length.
+    pub fn powers(&self, x: &[f32]) -> Vec<f64> {
+        if x.len() != self.window.len() {
+            return Vec::new();
+        }
+        let windowed: Vec<f32> = x.iter().zip(&self.window).map(|(x, w)| x * w).collect();
+        let spectrum = transform(&*self.transform, &windowed, x.len());
+        let power = |bins: &[Complex<f32>]| bins.iter().map(|bin| f64::from(bin.norm_sqr())).sum();
+        self.edges.iter().map(|(from, to)| spectrum.get(*from..*to).map_or(0.0, power)).collect()
+    }
+}
+
 /// Position of the largest value, refined by a parabola through it and its neighbours.
 pub fn peak(values: &[f32]) -> Option<(f64, f32)> {
     let (k, top) = values.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;

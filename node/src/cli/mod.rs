@@ -71,6 +71,8 @@ enum Command {
     Echo(echo::EchoArgs),
     /// Measure, and print a table
     Bench(bench::BenchArgs),
+    /// Join a room that people are in and measure the lag to each of them
+    Lag(bench::live::LiveArgs),
     /// List sound devices
     Devices(info::DevicesArgs),
     /// Print this node's identity and its safety words
@@ -123,6 +125,9 @@ pub fn main() -> ExitCode {
         Command::Invite(args) => info::invite(&args),
         Command::Rendezvous(args) => serve::run(args),
         Command::Bench(args) => server_runtime().and_then(|runtime| Ok(runtime.block_on(bench::run(args))?)),
+        Command::Lag(args) => {
+            server_runtime().and_then(|runtime| Ok(runtime.block_on(bench::live::run(args))?))
+        }
         Command::Devices(args) => info::devices(&args),
         Command::Id(args) => info::id(&args),
         Command::Completions { shell } => {

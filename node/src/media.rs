@@ -32,7 +32,9 @@ use libp2p::PeerId;
 use tokio::sync::mpsc;
 
 use crate::{
-    audio::{Audio, AudioEvent, CaptureEnd, EndOpener, PlaybackEnd},
+    audio::{
+        self, Audio, AudioEvent, CaptureEnd, EndOpener, PlaybackEnd, VoiceActive, VoiceChoice, VoiceProcessor,
+    },
     clock,
     controls::{self, Controls, Gate, Hearing},
     meters::{Meter, Meters},
@@ -167,6 +169,8 @@ pub enum Command {
     Capture(Box<CaptureEnd>),
     /// Play through this from now on.
     Playback(Box<PlaybackEnd>),
+    /// Process the voice otherwise from now on. Music is left as it is.
+    Processing(VoiceChoice),
     /// Ends the thread; the recording is finished.
     Stop,
 }
@@ -207,6 +211,10 @@ pub struct MediaStats {
     pub send_delay_us: Option<u32>,
     /// Sound card misses since the start.
     pub xruns: u64,
+    /// What is done to our voice.
+    pub processing: VoiceActive,
+    /// What that adds to its delay.
+    pub processing_delay: Duration,
     /// One entry a member.
     pub voices: Vec<VoiceStats>,
 }
@@ -280,6 +288,7 @@ impl Media {
         let (events, told) = mpsc::channel(MAX_WAITING_EVENTS);
         let sender = Sender::new(SenderConfig { profile, channels, max_kbps, ..SenderConfig::default() })?;
         let (meters, opener) = (Meters::default(), audio.opener());
+        let processing = VoiceProcessor::new(VoiceChoice::OFF, audio.period());
         let engine = Engine {
             audio,
             meters: meters.clone(),
@@ -290,6 +299,8 @@ impl Media {
             sealer: None,
             voices: Vec::with_capacity(crate::room::MAX_MEMBERS),
             mixer: Mixer::new(channels),
+            processing,
+            playback_delay: Duration::ZERO,
             packet: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES),
             sealed: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES + 64),
             voice_block: Vec::new(),
@@ -371,6 +382,8 @@ struct Engine {
     sealer: Option<Sealer>,
     voices: Vec<Voice>,
     mixer: Mixer,
+    processing: VoiceProcessor,
+    playback_delay: Duration,
     packet: Vec<u8>,
     sealed: Vec<u8>,
     voice_block: Vec<f32>,
@@ -473,6 +486,8 @@ impl Engine {
                 }
                 Command::Capture(end) => retire(std::mem::replace(&mut self.audio.capture, *end)),
                 Command::Playback(end) => retire(std::mem::replace(&mut self.audio.playback, *end)),
+                Command::Processing(choice) if self.channels == 1 => self.processing.choose(choice),
+                Command::Processing(_) => {}
                 Command::Stop => return false,
             }
         }
@@ -571,21 +586,27 @@ impl Engine {
             controls::turn(&mut self.mix_block, channels, self.deaf, ears);
             self.deaf = ears;
             self.audio.playback.write(&self.mix_block);
+            self.playback_delay = delay;
+            self.processing.rendered(&self.mix_block, usize::from(self.channels));
         }
     }
 
     fn speak(&mut self) {
         let channels = usize::from(self.channels);
         while let Some(block) = self.audio.capture.read() {
+            let lag = audio::echo_lag(self.playback_delay, block.captured_at_ns, audio::monotonic_ns());
+            let older_ns = u64::try_from(self.processing.delay().as_nanos()).unwrap_or(0);
+            let captured_at_ns = block.captured_at_ns.saturating_sub(older_ns);
+            let pcm = self.processing.process(block.pcm, lag);
             let mut level = hallway_codec::Meter::default();
-            level.add(block.pcm);
+            level.add(pcm);
             let level = level.take().unwrap_or(Dbov::SILENCE);
-            let frames = (block.pcm.len() / channels) as u32;
+            let frames = (pcm.len() / channels) as u32;
             let open = self.gate.admits(level, frames);
             self.meters.own().add(level, frames);
             self.meters.set_open(open);
             self.sender.set_muted(!open);
-            self.sender.handle_capture(block.pcm, Micros(block.captured_at_ns / 1000));
+            self.sender.handle_capture(pcm, Micros(captured_at_ns / 1000));
             while let Some(encoded) = self.sender.poll_packet(clock::now(), &mut self.packet) {
                 let Some(sealer) = &mut self.sealer else { continue };
                 let done = clock::now();
@@ -615,6 +636,7 @@ impl Engine {
         while let Ok(event) = self.audio.events.try_recv() {
             let _ = self.events.try_send(MediaEvent::Audio(event));
         }
+        self.processing.set_reach(self.audio.playback.reach());
         let now = Instant::now();
         // Where the node loop is late, news go before figures.
         let roomy = self.events.capacity() > MAX_WAITING_EVENTS / 4;
@@ -645,6 +667,8 @@ impl Engine {
             sent: self.sent,
             send_delay_us: self.send_delay_us(),
             xruns: self.audio.capture.xruns() + self.audio.playback.xruns(),
+            processing: self.processing.active(),
+            processing_delay: self.processing.delay(),
             voices: self
                 .voices
                 .iter_mut()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::card::{SimCapture, SimPlayback};
 use super::clock::monotonic_ns;
-use super::device::{DeviceCapture, DevicePlayback, Keeper};
+use super::device::{DeviceCapture, DevicePlayback, Keeper, Reach};
 use super::error::Error;
 use super::wav::Recording;
 
@@ -117,6 +117,14 @@ impl PlaybackEnd {
     /// may lie in the past; for a device as well as its latency report is.
     pub fn heard_at_ns(&mut self) -> u64 {
         self.heard_at(monotonic_ns())
+    }
+
+    /// Who hears what is played, as far as the device says; nobody while it is away.
+    pub fn reach(&self) -> Reach {
+        match &self.0 {
+            Playback::Sim(_) => Reach::Nowhere,
+            Playback::Device(device, _) => device.reach(),
+        }
     }
 
     /// Times that sound was missing so far: periods for a simulated card, callbacks for a device.

@@ -24,17 +24,20 @@ mod mirror;
 mod source;
 mod spec;
 mod switch;
+mod voice;
 mod wav;
 
 pub use card::MAX_LATE_FRAMES;
 pub use clock::{RATE_HZ, monotonic_ns};
-pub use device::{DeviceInfo, list_devices};
+pub use device::{DeviceInfo, Reach, list_devices};
 pub use ends::{Block, CaptureEnd, PlaybackEnd};
 pub use error::Error;
 pub use event::{AudioEvent, End, MAX_EVENTS};
 pub use mirror::MAX_MIRROR;
 pub use spec::{InputSpec, InputStart, MAX_TONE_HZ, MIN_TONE_HZ, OutputSpec, SpecError};
 pub use switch::EndOpener;
+pub(crate) use voice::echo_lag;
+pub use voice::{Switch, VoiceActive, VoiceChoice, VoiceProcessor};
 pub use wav::{LoadError, MAX_CLIP_SECONDS, MAX_RATE_HZ, MAX_RECORDING_BYTES, MIN_RATE_HZ};
 
 use std::num::NonZeroU64;
@@ -167,6 +170,11 @@ impl Audio {
             CaptureEnd::simulated(SimCapture::new(source, t0_ns, period, channels, events.clone()));
         audio.playback = PlaybackEnd::simulated(SimPlayback::before(glass, t0_ns, period, channels, events));
         Ok(audio)
+    }
+
+    /// Frames handed over at once.
+    pub fn period(&self) -> u32 {
+        self.opener.shape.period
     }
 
     /// What opens other ends for this call, on any thread. They take the place of [`Audio::capture`] and

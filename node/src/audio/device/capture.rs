@@ -11,7 +11,7 @@ use super::super::card::SimCapture;
 use super::super::clock::{NS_PER_MS, monotonic_ns};
 use super::super::convert::Live;
 use super::super::event::{End, Events, Xruns};
-use super::find;
+use super::find::{self, Device};
 use super::keeper::{Kind, Note, Opened};
 use super::tap::{CaptureTap, Stamp};
 use super::track::{LowerEdge, Track};
@@ -43,11 +43,7 @@ impl Kind for Microphone {
     const END: End = End::Input;
     type Live = LiveCapture;
 
-    fn open(
-        device: &cpal::Device,
-        shape: Shape,
-        notes: Sender<Note>,
-    ) -> Result<Opened<LiveCapture>, cpal::Error> {
+    fn open(device: &Device, shape: Shape, notes: Sender<Note>) -> Result<Opened<LiveCapture>, cpal::Error> {
         find::build_input(device, shape, notes, |facts| {
             let (ring, sound) =
                 RingBuffer::new((facts.rate_hz * RING_SECONDS) as usize * usize::from(shape.channels));
@@ -260,6 +256,7 @@ fn idle(shape: Shape, events: &Events) -> SimCapture {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Reach;
     use super::*;
 
     const T0: u64 = 9_000_000_000;
@@ -267,7 +264,7 @@ mod tests {
     fn live(rate_hz: u32) -> (CaptureTap, LiveCapture) {
         let (ring, sound) = RingBuffer::new(48_000);
         let (stamps, told) = RingBuffer::new(STAMPS);
-        let facts = Facts { rate_hz, channels: 1, buffer: 120 };
+        let facts = Facts { rate_hz, channels: 1, buffer: 120, reach: Reach::default() };
         let tap = CaptureTap::new(ring, stamps, Arc::default(), 1, 1);
         (tap, LiveCapture::new(sound, told, &facts, Shape { period: 120, channels: 1 }).unwrap())
     }

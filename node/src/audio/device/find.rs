@@ -1,5 +1,5 @@
-//! Which devices there are, by which names people may call them, and how each is asked to run: always with a buffer
-//! size, since the default of the Pulse host is two seconds.
+//! Which devices there are, by which names people may call them, and how each is asked to run. PulseAudio and PipeWire
+//! are spoken to by [`super::pulse`], everything else by cpal.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -13,9 +13,9 @@ use super::super::clock::{RATE_HZ, monotonic_ns};
 use super::super::convert::{ConvertError, Live};
 use super::super::error::Error;
 use super::super::event::End;
-use super::keeper::{Note, Opened};
+use super::keeper::{Note, Opened, Stream};
 use super::tap::{CaptureTap, PlaybackTap};
-use super::{Facts, Shape};
+use super::{Facts, Reach, Shape, pulse};
 
 /// Longest wait for a sound server to create a stream.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,16 +61,50 @@ pub struct DeviceInfo {
     pub channels: Option<u16>,
 }
 
+/// A sound system that devices belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum System {
+    /// PulseAudio, or PipeWire in its stead.
+    Pulse,
+    /// One that cpal knows.
+    Cpal(HostId),
+}
+
+impl System {
+    /// In the order in which their defaults are taken.
+    fn all() -> impl Iterator<Item = Self> {
+        [Self::Pulse].into_iter().chain(cpal::ALL_HOSTS.iter().copied().map(Self::Cpal))
+    }
+}
+
+impl std::fmt::Display for System {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pulse => f.write_str("pulseaudio"),
+            Self::Cpal(id) => id.fmt(f),
+        }
+    }
+}
+
+/// A device that can be opened.
+pub(crate) enum Device {
+    /// A sink or a source.
+    Pulse(pulse::Device),
+    /// One that cpal opens.
+    Cpal(cpal::Device),
+}
+
 /// Every sound device of every sound system that answers, in no more than a few seconds.
 pub fn list_devices() -> Vec<DeviceInfo> {
     // ALSA's complaints are silenced per thread: this one is ours.
     let listing = std::thread::Builder::new().name("sound list".into()).spawn(|| {
         let _quiet = quiet_alsa();
-        let mut hosts = Hosts::default();
-        let mut list = Vec::new();
-        let mut defaults = (false, false);
+        let mut list = pulse::devices().unwrap_or_default().iter().map(of_pulse).collect::<Vec<_>>();
         for id in cpal::ALL_HOSTS {
-            let Ok(host) = hosts.get(*id) else { continue };
+            let Ok(host) = cpal::host_from_id(*id) else { continue };
+            // The first system that answers is the one whose default we take.
+            let has = |wanted: fn(&DeviceInfo) -> bool| list.iter().any(wanted);
+            let taken = (has(|d| d.default_input), has(|d| d.default_output));
             let called = |device: Option<cpal::Device>| device.and_then(|d| d.id().ok());
             let (input, output) = (called(host.default_input_device()), called(host.default_output_device()));
             for device in host.devices().into_iter().flatten() {
@@ -79,17 +113,33 @@ pub fn list_devices() -> Vec<DeviceInfo> {
                     continue;
                 }
                 let mut info = describe(&device, &id);
-                // The first system that answers is the one whose default we take.
-                info.default_input = !defaults.0 && info.input && input.as_ref() == Some(&id);
-                info.default_output = !defaults.1 && info.output && output.as_ref() == Some(&id);
+                info.default_input = !taken.0 && info.input && input.as_ref() == Some(&id);
+                info.default_output = !taken.1 && info.output && output.as_ref() == Some(&id);
                 list.push(info);
             }
-            let has = |wanted: fn(&DeviceInfo) -> bool| list.iter().any(wanted);
-            defaults = (has(|d| d.default_input), has(|d| d.default_output));
         }
         list
     });
     listing.ok().and_then(|thread| thread.join().ok()).unwrap_or_default()
+}
+
+fn of_pulse(device: &pulse::Device) -> DeviceInfo {
+    let (input, output) = (device.end == End::Input, device.end == End::Output);
+    DeviceInfo {
+        host: System::Pulse.to_string(),
+        id: pulse_id(device),
+        name: device.description.clone(),
+        input,
+        output,
+        default_input: input && device.default,
+        default_output: output && device.default,
+        rate_hz: Some(device.rate_hz),
+        channels: Some(device.channels),
+    }
+}
+
+fn pulse_id(device: &pulse::Device) -> String {
+    format!("{}:{}", System::Pulse, device.id())
 }
 
 fn describe(device: &cpal::Device, id: &cpal::DeviceId) -> DeviceInfo {
@@ -127,47 +177,85 @@ fn name_of(device: &cpal::Device) -> String {
     device.description().map_or_else(|_| "unnamed".into(), |d| d.name().to_owned())
 }
 
-/// Sound systems that have been spoken to; each holds a connection.
-#[derive(Default)]
-pub(crate) struct Hosts(Vec<(HostId, cpal::Host)>);
-
-impl Hosts {
-    fn get(&mut self, id: HostId) -> Result<&cpal::Host, cpal::Error> {
-        let at = match self.0.iter().position(|(known, _)| *known == id) {
-            Some(at) => at,
-            None => {
-                self.0.push((id, cpal::host_from_id(id)?));
-                self.0.len() - 1
-            }
-        };
-        self.0.get(at).map(|(_, host)| host).ok_or_else(|| ErrorKind::HostUnavailable.into())
-    }
+/// A device that may be meant.
+pub(crate) struct Candidate {
+    pub device: Device,
+    /// Its id.
+    pub name: String,
+    pub system: System,
 }
 
 /// Devices to be tried in order, and why some sound systems offered none.
+#[derive(Default)]
 pub(crate) struct Candidates {
-    pub devices: Vec<(cpal::Device, String, HostId)>,
+    pub devices: Vec<Candidate>,
     pub reasons: Vec<String>,
+    known: Vec<String>,
 }
 
 /// The devices that `wanted` may mean. `only` leaves out all other sound systems.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a name that none has, [`Error::NoDevice`] if no sound system has a default.
-pub(crate) fn candidates(
-    hosts: &mut Hosts,
-    wanted: &Wanted,
-    end: End,
-    only: Option<HostId>,
-) -> Result<Candidates, Error> {
-    let mut found = Candidates { devices: Vec::new(), reasons: Vec::new() };
-    let mut known = Vec::new();
-    for id in cpal::ALL_HOSTS.iter().filter(|id| only.is_none_or(|only| only == **id)) {
-        let host = match hosts.get(*id) {
+pub(crate) fn candidates(wanted: &Wanted, end: End, only: Option<System>) -> Result<Candidates, Error> {
+    let mut found = Candidates::default();
+    for system in System::all().filter(|system| only.is_none_or(|only| only == *system)) {
+        match system {
+            System::Pulse => found.add_pulse(wanted, end),
+            System::Cpal(id) => found.add_cpal(id, wanted, end),
+        }
+    }
+    match wanted {
+        _ if !found.devices.is_empty() => Ok(found),
+        Wanted::Default => Err(Error::NoDevice { end, reason: found.reasons.join("; ") }),
+        Wanted::Named(name) => Err(Error::NotFound { end, name: name.clone(), known: found.known }),
+    }
+}
+
+/// The ids of the devices that `wanted` may mean now.
+pub(crate) fn names(wanted: &Wanted, end: End) -> Vec<String> {
+    let found = candidates(wanted, end, None);
+    found.map_or_else(|_| Vec::new(), |found| found.devices.into_iter().map(|one| one.name).collect())
+}
+
+impl Candidates {
+    fn add_pulse(&mut self, wanted: &Wanted, end: End) {
+        let system = System::Pulse;
+        let devices = match pulse::devices() {
+            Ok(devices) => devices,
+            Err(error) => {
+                self.reasons.push(error.to_string());
+                return;
+            }
+        };
+        let before = self.devices.len();
+        for mut device in devices.into_iter().filter(|device| device.end == end) {
+            device.follow = *wanted == Wanted::Default;
+            let id = pulse_id(&device);
+            let meant = match wanted {
+                Wanted::Default => device.default,
+                Wanted::Named(name) => {
+                    [&id, &device.id(), &device.description].into_iter().any(|n| n.eq_ignore_ascii_case(name))
+                }
+            };
+            if meant {
+                self.devices.push(Candidate { device: Device::Pulse(device), name: id, system });
+            } else {
+                self.known.push(id);
+            }
+        }
+        if *wanted == Wanted::Default && self.devices.len() == before {
+            self.reasons.push(format!("{system} has no default {end}"));
+        }
+    }
+
+    fn add_cpal(&mut self, id: HostId, wanted: &Wanted, end: End) {
+        let system = System::Cpal(id);
+        let host = match cpal::host_from_id(id) {
             Ok(host) => host,
-            Err(e) => {
-                found.reasons.push(e.to_string());
-                continue;
+            Err(error) => {
+                self.reasons.push(error.to_string());
+                return;
             }
         };
         match wanted {
@@ -179,9 +267,9 @@ pub(crate) fn candidates(
                 match device {
                     Some(device) => {
                         let name = device.id().map_or_else(|_| name_of(&device), |id| id.to_string());
-                        found.devices.push((device, name, *id));
+                        self.devices.push(Candidate { device: Device::Cpal(device), name, system });
                     }
-                    None => found.reasons.push(format!("{id} has no default {end}")),
+                    None => self.reasons.push(format!("{system} has no default {end}")),
                 }
             }
             Wanted::Named(name) => {
@@ -193,20 +281,20 @@ pub(crate) fn candidates(
                         continue;
                     }
                     if names.iter().any(|n| n.eq_ignore_ascii_case(name)) {
-                        found.devices.push((device, device_id.to_string(), *id));
+                        let name = device_id.to_string();
+                        self.devices.push(Candidate { device: Device::Cpal(device), name, system });
                     } else if !noisy(&device_id) {
-                        known.extend(names.into_iter().next());
+                        self.known.extend(names.into_iter().next());
                     }
                 }
             }
         }
     }
-    match wanted {
-        _ if !found.devices.is_empty() => Ok(found),
-        Wanted::Default => Err(Error::NoDevice { end, reason: found.reasons.join("; ") }),
-        Wanted::Named(name) => Err(Error::NotFound { end, name: name.clone(), known }),
-    }
 }
+
+/// What the callback's side, the media thread's side and the keeper hold of a device: its tap, its live end, and the
+/// time of its last callback.
+pub(crate) type Made<Tap, Live> = Result<(Tap, Live, Arc<AtomicU64>), cpal::Error>;
 
 /// The converter between a device and 48 kHz, none if it runs at 48 kHz itself.
 pub(crate) fn converter(
@@ -219,16 +307,38 @@ pub(crate) fn converter(
     make().map(Some).map_err(|e| cpal::Error::with_message(ErrorKind::UnsupportedConfig, e.to_string()))
 }
 
+/// Runs `$work` with `$data` as a slice of the samples that a device's format has.
+macro_rules! in_format {
+    ($format:expr, $data:expr, $as_slice:ident, $samples:ident => $work:expr) => {
+        match $format {
+            SampleFormat::F32 => in_format!(@ f32, $data, $as_slice, $samples => $work),
+            SampleFormat::I32 => in_format!(@ i32, $data, $as_slice, $samples => $work),
+            SampleFormat::I24 => in_format!(@ I24, $data, $as_slice, $samples => $work),
+            SampleFormat::I16 => in_format!(@ i16, $data, $as_slice, $samples => $work),
+            SampleFormat::U16 => in_format!(@ u16, $data, $as_slice, $samples => $work),
+            _ => in_format!(@ u8, $data, $as_slice, $samples => $work),
+        }
+    };
+    (@ $sample:ty, $data:expr, $as_slice:ident, $samples:ident => $work:expr) => {{
+        let $samples = $data.$as_slice::<$sample>().unwrap_or_default();
+        $work
+    }};
+}
+
 /// Opens a capture stream with the smallest buffer that the device takes.
 pub(crate) fn build_input<L>(
-    device: &cpal::Device,
+    device: &Device,
     shape: Shape,
     notes: Sender<Note>,
-    make: impl Fn(&Facts) -> Result<(CaptureTap, L, Arc<AtomicU64>), cpal::Error>,
+    make: impl Fn(&Facts) -> Made<CaptureTap, L>,
 ) -> Result<Opened<L>, cpal::Error> {
+    let device = match device {
+        Device::Pulse(device) => return pulse::open_capture(device, shape, notes, make),
+        Device::Cpal(device) => device,
+    };
     let usual = device.default_input_config()?;
     let plan = Plan::choose(device.supported_input_configs()?, usual, shape);
-    plan.smallest_buffer(shape, |config, facts| {
+    plan.smallest_buffer(shape, reach_of(device), |config, facts| {
         let (mut tap, live, beat) = make(facts)?;
         let format = plan.format;
         let stream = device.build_input_stream_raw(
@@ -237,42 +347,29 @@ pub(crate) fn build_input<L>(
             move |data, info| {
                 let at = info.timestamp();
                 let (now, latency) = (monotonic_ns(), ns_between(at.capture, at.callback));
-                match format {
-                    SampleFormat::F32 => {
-                        tap.deliver(data.as_slice::<f32>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::I32 => {
-                        tap.deliver(data.as_slice::<i32>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::I24 => {
-                        tap.deliver(data.as_slice::<I24>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::I16 => {
-                        tap.deliver(data.as_slice::<i16>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::U16 => {
-                        tap.deliver(data.as_slice::<u16>().unwrap_or_default(), now, latency)
-                    }
-                    _ => tap.deliver(data.as_slice::<u8>().unwrap_or_default(), now, latency),
-                }
+                in_format!(format, data, as_slice, samples => tap.deliver(samples, now, latency));
             },
             on_error(notes.clone()),
             Some(BUILD_TIMEOUT),
         )?;
-        Ok(Opened { stream, live, beat })
+        Ok(Opened { stream: Stream::Cpal(stream), live, beat })
     })
 }
 
 /// Opens a playback stream with the smallest buffer that the device takes.
 pub(crate) fn build_output<L>(
-    device: &cpal::Device,
+    device: &Device,
     shape: Shape,
     notes: Sender<Note>,
-    make: impl Fn(&Facts) -> Result<(PlaybackTap, L, Arc<AtomicU64>), cpal::Error>,
+    make: impl Fn(&Facts) -> Made<PlaybackTap, L>,
 ) -> Result<Opened<L>, cpal::Error> {
+    let device = match device {
+        Device::Pulse(device) => return pulse::open_playback(device, shape, notes, make),
+        Device::Cpal(device) => device,
+    };
     let usual = device.default_output_config()?;
     let plan = Plan::choose(device.supported_output_configs()?, usual, shape);
-    plan.smallest_buffer(shape, |config, facts| {
+    plan.smallest_buffer(shape, reach_of(device), |config, facts| {
         let (mut tap, live, beat) = make(facts)?;
         let format = plan.format;
         let stream = device.build_output_stream_raw(
@@ -281,30 +378,18 @@ pub(crate) fn build_output<L>(
             move |data, info| {
                 let at = info.timestamp();
                 let (now, latency) = (monotonic_ns(), ns_between(at.callback, at.playback));
-                match format {
-                    SampleFormat::F32 => {
-                        tap.fill(data.as_slice_mut::<f32>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::I32 => {
-                        tap.fill(data.as_slice_mut::<i32>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::I24 => {
-                        tap.fill(data.as_slice_mut::<I24>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::I16 => {
-                        tap.fill(data.as_slice_mut::<i16>().unwrap_or_default(), now, latency)
-                    }
-                    SampleFormat::U16 => {
-                        tap.fill(data.as_slice_mut::<u16>().unwrap_or_default(), now, latency)
-                    }
-                    _ => tap.fill(data.as_slice_mut::<u8>().unwrap_or_default(), now, latency),
-                }
+                in_format!(format, data, as_slice_mut, samples => tap.fill(samples, now, latency));
             },
             on_error(notes.clone()),
             Some(BUILD_TIMEOUT),
         )?;
-        Ok(Opened { stream, live, beat })
+        Ok(Opened { stream: Stream::Cpal(stream), live, beat })
     })
+}
+
+/// ALSA says nothing about what is plugged in; only the name may.
+fn reach_of(device: &cpal::Device) -> Reach {
+    Reach::of(None, Some(&name_of(device)), true)
 }
 
 fn ns_between(earlier: cpal::StreamInstant, later: cpal::StreamInstant) -> u64 {
@@ -374,6 +459,7 @@ impl Plan {
     fn smallest_buffer<T>(
         &self,
         shape: Shape,
+        reach: Reach,
         mut build: impl FnMut(StreamConfig, &Facts) -> Result<T, cpal::Error>,
     ) -> Result<T, cpal::Error> {
         let mut outcome = Err(ErrorKind::UnsupportedConfig.into());
@@ -387,7 +473,7 @@ impl Plan {
                 sample_rate: self.rate_hz,
                 buffer_size: BufferSize::Fixed(buffer),
             };
-            let facts = Facts { rate_hz: self.rate_hz, channels: self.channels, buffer };
+            let facts = Facts { rate_hz: self.rate_hz, channels: self.channels, buffer, reach };
             outcome = build(config, &facts);
             match &outcome {
                 Err(e) if matches!(e.kind(), ErrorKind::UnsupportedConfig | ErrorKind::InvalidInput) => {}

@@ -13,21 +13,26 @@ use super::super::clock::monotonic_ns;
 use super::super::error::Error;
 use super::super::event::{AudioEvent, End, Events};
 use super::Shape;
-use super::find::{self, Hosts, Wanted};
+use super::find::{self, Candidate, Device, System, Wanted};
+use super::pulse;
 
-/// Longest wait for the first opening: the Pulse host alone may take 2 s to find no server.
+/// Longest wait for the first opening: a sound server may take its time to wake a device.
 const OPEN_PATIENCE: Duration = Duration::from_secs(6);
 /// Longest wait for a stream to close; a hung sound server may never let it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a running device is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A device without a callback for so long is taken for lost.
-const SILENT_FOR: Duration = Duration::from_secs(2);
+const SILENT_FOR: Duration = Duration::from_millis(1_500);
+/// A device is given so long to start: a sound server may finish seconds of silence first.
+const STARTS_WITHIN: Duration = Duration::from_secs(4);
+/// How often the device that was asked for is looked for while another stands in for it.
+const RETURN_EVERY: Duration = Duration::from_millis(1_000);
 /// Pause between tries to open a lost device again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How long only the device that was lost is tried, before the default in its place: a restarted sound server needs
 /// a moment, and taking its hardware meanwhile would keep it out.
-const SAME_FOR: Duration = Duration::from_millis(1_500);
+const SAME_FOR: Duration = Duration::from_millis(1_250);
 
 /// Microphone or loudspeaker: what the keeper opens.
 pub(crate) trait Kind: 'static {
@@ -36,16 +41,27 @@ pub(crate) trait Kind: 'static {
     /// What the media thread holds of an open device.
     type Live: Send + 'static;
     /// Opens the device, stopped.
-    fn open(
-        device: &cpal::Device,
-        shape: Shape,
-        notes: Sender<Note>,
-    ) -> Result<Opened<Self::Live>, cpal::Error>;
+    fn open(device: &Device, shape: Shape, notes: Sender<Note>) -> Result<Opened<Self::Live>, cpal::Error>;
+}
+
+/// A stream of one of the sound systems. Dropping it closes it.
+pub(crate) enum Stream {
+    Pulse(pulse::Stream),
+    Cpal(cpal::Stream),
+}
+
+impl Stream {
+    fn play(&mut self) -> Result<(), String> {
+        match self {
+            Self::Pulse(stream) => stream.play().map_err(|e| e.to_string()),
+            Self::Cpal(stream) => stream.play().map_err(|e| e.to_string()),
+        }
+    }
 }
 
 /// An open stream.
 pub(crate) struct Opened<L> {
-    pub stream: cpal::Stream,
+    pub stream: Stream,
     pub live: L,
     /// CLOCK_MONOTONIC of its last callback.
     pub beat: Arc<AtomicU64>,
@@ -56,6 +72,8 @@ pub(crate) struct Opened<L> {
 pub(crate) enum Note {
     /// The stream has failed for good.
     Broken(String),
+    /// The sound server has moved the stream to another device.
+    Moved,
     /// Close and end.
     Stop,
 }
@@ -128,17 +146,26 @@ struct Job<K: Kind> {
 }
 
 struct Running {
-    stream: cpal::Stream,
+    stream: Stream,
     beat: Arc<AtomicU64>,
     name: String,
-    host: cpal::HostId,
+    system: System,
+    /// It is what was asked for, not what stands in for it.
+    wanted: bool,
+}
+
+/// Why a running device is left.
+enum Change {
+    Stop,
+    Lost(String),
+    /// What was asked for is back.
+    Back(Running),
 }
 
 impl<K: Kind> Job<K> {
     fn run(self, first: &SyncSender<Result<(), Error>>) {
         let _quiet = find::quiet_alsa();
-        let mut hosts = Hosts::default();
-        let mut running = match self.open(&mut hosts, &self.wanted, None) {
+        let mut running = match self.open(&self.wanted, None) {
             Ok(running) => running,
             Err(e) => {
                 let _ = first.send(Err(e));
@@ -150,48 +177,57 @@ impl<K: Kind> Job<K> {
         let _ = first.send(Ok(()));
         loop {
             // Some devices take seconds to start, so whoever waits for the open device has it already.
-            let lost = match running.stream.play() {
+            let change = match running.stream.play() {
                 Ok(()) => self.watch(&running),
-                Err(e) => Some(e.to_string()),
+                Err(reason) => Change::Lost(reason),
             };
-            let Some(reason) = lost else {
-                close(running.stream);
-                return;
+            let Running { stream, name, system, .. } = running;
+            if let Change::Lost(reason) = &change {
+                let (at_ns, name, reason) = (monotonic_ns(), name.clone(), reason.clone());
+                self.events.send(AudioEvent::DeviceLost { at_ns, end: K::END, name, reason });
+            }
+            close(stream);
+            let again = match change {
+                Change::Stop => None,
+                Change::Back(back) => Some(back),
+                Change::Lost(_) => self.reopen(&name, system),
             };
-            let (name, host) = (running.name.clone(), running.host);
-            close(running.stream);
-            self.events.send(AudioEvent::DeviceLost {
-                at_ns: monotonic_ns(),
-                end: K::END,
-                name: name.clone(),
-                reason,
-            });
-            let Some(again) = self.reopen(&mut hosts, &name, host) else { return };
+            let Some(again) = again else { return };
+            let (at_ns, name) = (monotonic_ns(), again.name.clone());
+            self.events.send(AudioEvent::DeviceReopened { at_ns, end: K::END, name });
             running = again;
-            let name = running.name.clone();
-            self.events.send(AudioEvent::DeviceReopened { at_ns: monotonic_ns(), end: K::END, name });
         }
     }
 
-    /// Returns why the device is lost, or nothing when told to stop.
-    fn watch(&self, running: &Running) -> Option<String> {
+    /// Returns when the device is to be left.
+    fn watch(&self, running: &Running) -> Change {
         let opened = Instant::now();
+        let mut looked = opened;
         loop {
             match self.told.recv_timeout(LOOK_EVERY) {
-                Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
-                Ok(Note::Broken(reason)) => return Some(reason),
+                Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return Change::Stop,
+                Ok(Note::Broken(reason)) => return Change::Lost(reason),
+                // People may move a stream by hand, and a default may change: the stream has gone along already.
+                Ok(Note::Moved) if self.is_there(&running.name) => {}
+                Ok(Note::Moved) => return Change::Lost("it was taken away".into()),
                 Err(RecvTimeoutError::Timeout) => {
                     let silent = monotonic_ns().saturating_sub(running.beat.load(Ordering::Relaxed));
-                    if opened.elapsed() > SILENT_FOR && u128::from(silent) > SILENT_FOR.as_nanos() {
-                        return Some(format!("no sign of life for {} s", SILENT_FOR.as_secs()));
+                    if opened.elapsed() > STARTS_WITHIN && u128::from(silent) > SILENT_FOR.as_nanos() {
+                        return Change::Lost(format!("no sign of life for {} ms", SILENT_FOR.as_millis()));
                     }
+                }
+            }
+            if !running.wanted && looked.elapsed() > RETURN_EVERY {
+                looked = Instant::now();
+                if let Ok(back) = self.open(&self.wanted, None) {
+                    return Change::Back(back);
                 }
             }
         }
     }
 
     /// Tries until a device is open or the keeper is told to stop.
-    fn reopen(&self, hosts: &mut Hosts, name: &str, host: cpal::HostId) -> Option<Running> {
+    fn reopen(&self, name: &str, system: System) -> Option<Running> {
         let since = Instant::now();
         loop {
             // Errors of the stream that is gone are no news.
@@ -200,35 +236,44 @@ impl<K: Kind> Job<K> {
                     return None;
                 }
             }
-            // A host that lost its server never finds it again.
-            *hosts = Hosts::default();
             let same = match &self.wanted {
                 Wanted::Default => Wanted::Default,
                 Wanted::Named(_) => Wanted::Named(name.to_owned()),
             };
-            if let Ok(running) = self.open(hosts, &same, (since.elapsed() < SAME_FOR).then_some(host)) {
+            if let Ok(mut running) = self.open(&same, (since.elapsed() < SAME_FOR).then_some(system)) {
+                running.wanted = self.is_wanted(&running);
                 return Some(running);
             }
             if since.elapsed() >= SAME_FOR
-                && let Ok(running) = self.open(hosts, &Wanted::Default, None)
+                && let Ok(mut running) = self.open(&Wanted::Default, None)
             {
+                running.wanted = self.wanted == Wanted::Default;
                 return Some(running);
             }
             match self.told.recv_timeout(RETRY_EVERY) {
                 Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
-                Ok(Note::Broken(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Note::Broken(_) | Note::Moved) | Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
-    fn open(&self, hosts: &mut Hosts, wanted: &Wanted, only: Option<cpal::HostId>) -> Result<Running, Error> {
-        let found = find::candidates(hosts, wanted, K::END, only)?;
+    /// Whether a device is what was asked for: a stand-in that was itself opened again is not.
+    fn is_wanted(&self, running: &Running) -> bool {
+        self.wanted == Wanted::Default || find::names(&self.wanted, K::END).contains(&running.name)
+    }
+
+    fn is_there(&self, name: &str) -> bool {
+        self.wanted == Wanted::Default || !find::names(&Wanted::Named(name.to_owned()), K::END).is_empty()
+    }
+
+    fn open(&self, wanted: &Wanted, only: Option<System>) -> Result<Running, Error> {
+        let found = find::candidates(wanted, K::END, only)?;
         let mut reasons = found.reasons;
-        for (device, name, host) in found.devices {
+        for Candidate { device, name, system } in found.devices {
             match K::open(&device, self.shape, self.notes.clone()) {
                 Ok(Opened { stream, live, beat }) => {
                     let _ = self.arrive.send(live);
-                    return Ok(Running { stream, beat, name, host });
+                    return Ok(Running { stream, beat, name, system, wanted: true });
                 }
                 Err(e) => reasons.push(format!("{name}: {e}")),
             }
@@ -242,7 +287,7 @@ impl<K: Kind> Job<K> {
 }
 
 /// Closes a stream on a thread of its own: a hung sound server must not hang the keeper.
-fn close(stream: cpal::Stream) {
+fn close(stream: Stream) {
     let (closed, wait) = channel();
     let closing = thread::Builder::new().name("sound close".into()).spawn(move || {
         drop(stream);

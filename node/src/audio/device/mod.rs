@@ -1,15 +1,18 @@
-//! Real sound cards, through cpal. Four parts: [`find`] names them, [`keeper`] opens them and opens them again,
-//! [`tap`] is what runs inside their callbacks, [`capture`] and [`playback`] are the media thread's side. [`track`]
-//! makes smooth time out of callback times.
+//! Real sound cards. Five parts: [`find`] names them, [`keeper`] opens them and opens them again, [`pulse`] speaks to
+//! PulseAudio and PipeWire and cpal to the rest, [`tap`] is what runs inside their callbacks, [`capture`] and
+//! [`playback`] are the media thread's side. [`track`] makes smooth time out of callback times.
 
 mod capture;
 mod find;
 mod keeper;
 mod playback;
+mod pulse;
+mod reach;
 mod tap;
 mod track;
 
 pub use find::{DeviceInfo, list_devices};
+pub use reach::Reach;
 
 pub(crate) use capture::{DeviceCapture, Microphone};
 pub(crate) use find::Wanted;
@@ -34,6 +37,8 @@ pub(crate) struct Facts {
     pub channels: u16,
     /// Frames a callback that were asked for, at its own rate.
     pub buffer: u32,
+    /// Who hears what it plays.
+    pub reach: Reach,
 }
 
 /// Nanoseconds that `frames` last at `rate_hz`.

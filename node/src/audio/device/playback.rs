@@ -12,11 +12,11 @@ use super::super::card::SimPlayback;
 use super::super::clock::{NS_PER_MS, NS_PER_SECOND, RATE_HZ, monotonic_ns};
 use super::super::convert::Live;
 use super::super::event::{End, Events, Xruns};
-use super::find;
+use super::find::{self, Device};
 use super::keeper::{Kind, Note, Opened};
 use super::tap::{PlaybackTap, Stamp};
 use super::track::{LowerEdge, Track};
-use super::{Facts, Shape, frames_ns, ns_frames};
+use super::{Facts, Reach, Shape, frames_ns, ns_frames};
 
 /// Most sound that can be queued in front of a device.
 const RING_SECONDS_TENTHS: u32 = 5;
@@ -49,11 +49,7 @@ impl Kind for Loudspeaker {
     const END: End = End::Output;
     type Live = LivePlayback;
 
-    fn open(
-        device: &cpal::Device,
-        shape: Shape,
-        notes: Sender<Note>,
-    ) -> Result<Opened<LivePlayback>, cpal::Error> {
+    fn open(device: &Device, shape: Shape, notes: Sender<Note>) -> Result<Opened<LivePlayback>, cpal::Error> {
         find::build_output(device, shape, notes, |facts| {
             let frames = facts.rate_hz * RING_SECONDS_TENTHS / 10;
             let (sound, ring) = RingBuffer::new(frames as usize * usize::from(shape.channels));
@@ -193,6 +189,7 @@ impl LivePlayback {
                     self.underruns += 1;
                 }
             }
+            self.underruns += stamp.starved.saturating_sub(self.last.starved);
             let latency = stamp.latency_ns.min(MAX_LATENCY_NS);
             self.heard.observe(stamp.frames - u64::from(stamp.count), stamp.at_ns + latency);
             self.last = stamp;
@@ -318,6 +315,11 @@ impl DevicePlayback {
         }
     }
 
+    /// Who hears it. A device that is away will be heard as it was.
+    pub(crate) fn reach(&self) -> Reach {
+        self.live.as_ref().or(self.starting.as_ref()).map_or(Reach::Nowhere, |live| live.facts.reach)
+    }
+
     pub(crate) fn ready_at_ns(&mut self, now_ns: u64) -> u64 {
         self.renew();
         match &mut self.live {
@@ -402,7 +404,7 @@ mod tests {
     fn live(rate_hz: u32, buffer: u32) -> (PlaybackTap, LivePlayback) {
         let (sound, ring) = RingBuffer::new(rate_hz as usize / 2);
         let (stamps, told) = RingBuffer::new(STAMPS);
-        let facts = Facts { rate_hz, channels: 1, buffer };
+        let facts = Facts { rate_hz, channels: 1, buffer, reach: Reach::default() };
         let tap = PlaybackTap::new(ring, stamps, Arc::default(), 1, 1);
         let mut live = LivePlayback::new(sound, told, &facts, SHAPE).unwrap();
         live.pace = Pace::new(T0);

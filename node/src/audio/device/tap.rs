@@ -17,6 +17,8 @@ pub(crate) struct Stamp {
     pub frames: u64,
     /// Of those, frames that found no room in the ring (capture) or no sound in it (playback).
     pub lost: u64,
+    /// Times that a sound server's own queue in front of the device ran empty (playback).
+    pub starved: u64,
     /// Frames of this callback.
     pub count: u32,
     /// When it ran.
@@ -94,6 +96,11 @@ impl PlaybackTap {
         let (device_channels, channels) = (usize::from(device_channels.max(1)), usize::from(channels));
         let last = Stamp::default();
         Self { ring, stamps, beat, device_channels, channels, last, tail: (0.0, 0.0) }
+    }
+
+    /// The queue at the sound server ran empty; the next callback tells.
+    pub(crate) fn starved(&mut self) {
+        self.last.starved += 1;
     }
 
     /// Fills one buffer of interleaved device samples. What the ring does not hold fades into silence and counts as
@@ -183,7 +190,10 @@ mod tests {
         let (mut tap, mut sound, mut told) = capture(64, 2, 1);
         tap.deliver(&[0.5f32, 0.25, -1.0, 0.0], 7, 9);
         assert_eq!(drain(&mut sound), [0.375, -0.5]);
-        assert_eq!(told.pop(), Ok(Stamp { frames: 2, lost: 0, count: 2, at_ns: 7, latency_ns: 9 }));
+        assert_eq!(
+            told.pop(),
+            Ok(Stamp { frames: 2, lost: 0, starved: 0, count: 2, at_ns: 7, latency_ns: 9 })
+        );
         let (mut tap, mut sound, _told) = capture(64, 1, 2);
         tap.deliver(&[i16::MIN, 16_384], 0, 0);
         assert_eq!(drain(&mut sound), [-1.0, -1.0, 0.5, 0.5]);

@@ -1,0 +1,51 @@
+//! Who hears what a device plays: everybody in the room, its microphone included, or one ear.
+
+/// Where a loudspeaker's sound goes. Only sound in the room comes back through a microphone as an echo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// Loudspeakers, a screen's or a television's: the microphone hears it too.
+    Room,
+    /// Headphones, a headset, a handset.
+    Ear,
+    /// Nothing that sounds: a file, nowhere, a virtual device of other programs.
+    #[default]
+    Nowhere,
+}
+
+/// Parts of names of ports and devices that sit on an ear.
+const EARS: [&str; 6] = ["headphone", "headset", "handset", "earpiece", "earbud", "airpods"];
+
+impl Reach {
+    /// By the form that the hardware states (`headphone`, `speaker`, `internal`, …), and by the name of the port in use
+    /// or of the device. Hardware that says nothing is taken for a loudspeaker: an echo nobody cancels is worse for
+    /// the others than a canceller with nothing to do.
+    pub(crate) fn of(form: Option<&str>, name: Option<&str>, hardware: bool) -> Self {
+        let says_ear = |text: &str| {
+            let text = text.to_ascii_lowercase();
+            EARS.iter().any(|ear| text.contains(ear))
+        };
+        if form.into_iter().chain(name).any(says_ear) {
+            Self::Ear
+        } else if hardware || form.is_some() {
+            Self::Room
+        } else {
+            Self::Nowhere
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_with_headphones_in_it_makes_a_laptop_an_ear() {
+        let of = |form, port| Reach::of(Some(form), Some(port), true);
+        assert_eq!(of("internal", "analog-output-speaker"), Reach::Room);
+        assert_eq!(of("internal", "analog-output-headphones"), Reach::Ear);
+        assert_eq!(of("headset", "analog-output"), Reach::Ear);
+        assert_eq!(Reach::of(None, Some("Jabra Headset"), true), Reach::Ear);
+        assert_eq!(Reach::of(None, Some("hw:0,0"), true), Reach::Room, "hardware that says nothing");
+        assert_eq!(Reach::of(None, None, false), Reach::Nowhere, "a virtual sink");
+    }
+}

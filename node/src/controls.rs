@@ -8,6 +8,8 @@ use std::ops::RangeInclusive;
 use hallway_codec::Dbov;
 use serde::{Deserialize, Serialize};
 
+use crate::audio::VoiceChoice;
+
 /// Loudness at which voice activation may open the microphone, dB below full scale.
 pub const THRESHOLDS: RangeInclusive<i8> = -80..=-10;
 /// How far one person's volume may be turned, dB.
@@ -42,11 +44,20 @@ pub struct Controls {
     pub threshold_dbov: i8,
     /// The push-to-talk key is held.
     pub pressed: bool,
+    /// What is done to our voice before it is encoded.
+    pub processing: VoiceChoice,
 }
 
 impl Default for Controls {
     fn default() -> Self {
-        Self { muted: false, deafened: false, speak: Speak::Always, threshold_dbov: -45, pressed: false }
+        Self {
+            muted: false,
+            deafened: false,
+            speak: Speak::Always,
+            threshold_dbov: -45,
+            pressed: false,
+            processing: VoiceChoice::default(),
+        }
     }
 }
 

@@ -225,10 +225,22 @@ pub struct PeerStats {
     pub recv_kbps: Option<f64>,
     pub frame_ms: Option<f64>,
     pub level_dbov: Option<f64>,
+    /// What is done to our own voice.
+    pub processing: Processing,
     /// What we send to the room.
     pub policy: Sending,
     /// Datagrams of this peer that we did not play since its session began: forged, replayed, malformed, under no known key.
     pub rejected: u64,
+}
+
+/// What is done to our voice between the microphone and the encoder. The delay is part of the `capture` stage that the
+/// others see.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs)] // docs/events.md defines each
+pub struct Processing {
+    #[serde(flatten)]
+    pub active: crate::audio::VoiceActive,
+    pub delay_ms: f64,
 }
 
 /// How we send our voice: the codec's policy, in the units of the contract.
@@ -506,6 +518,7 @@ pub(crate) mod tests {
             recv_kbps: None,
             frame_ms: None,
             level_dbov: None,
+            processing: Processing::default(),
             policy: (&policy()).into(),
             rejected: 0,
         }))

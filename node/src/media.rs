@@ -169,8 +169,6 @@ pub enum Command {
     Capture(Box<CaptureEnd>),
     /// Play through this from now on.
     Playback(Box<PlaybackEnd>),
-    /// Process the voice otherwise from now on. Music is left as it is.
-    Processing(VoiceChoice),
     /// Ends the thread; the recording is finished.
     Stop,
 }
@@ -478,7 +476,13 @@ impl Engine {
                         self.sender.handle_path(clock::now(), index, &stats);
                     }
                 }
-                Command::Controls(controls) => self.gate.set(controls),
+                Command::Controls(controls) => {
+                    self.gate.set(controls);
+                    // Music is left as it is.
+                    if self.channels == 1 {
+                        self.processing.choose(controls.processing);
+                    }
+                }
                 Command::Hearing { peer, hearing } => {
                     if let Some(voice) = self.voice(&peer) {
                         voice.hearing = hearing;
@@ -486,8 +490,6 @@ impl Engine {
                 }
                 Command::Capture(end) => retire(std::mem::replace(&mut self.audio.capture, *end)),
                 Command::Playback(end) => retire(std::mem::replace(&mut self.audio.playback, *end)),
-                Command::Processing(choice) if self.channels == 1 => self.processing.choose(choice),
-                Command::Processing(_) => {}
                 Command::Stop => return false,
             }
         }

@@ -46,6 +46,8 @@ def main():
         for f in sorted(glob.glob(os.path.join(d, "*.result.json"))):
             r = json.load(open(f))
             groups[(r["label"], r["profile"])].append(r)
+    if not groups:
+        raise SystemExit("no results")
     os.makedirs(out, exist_ok=True)
     table = {}
     for (label, prof), rs in groups.items():

@@ -104,7 +104,7 @@ def main():
         subprocess.run([os.path.join(lablib.HERE, s)], check=True, stdout=subprocess.DEVNULL)
     base = asyncio.run(call(a, opts))
     if not a.no_analyze:
-        subprocess.run(["chrt", "-i", "0", sys.executable, os.path.join(lablib.HERE, "analyze.py"), base], check=True)
+        subprocess.run(["nice", "-n", "5", sys.executable, os.path.join(lablib.HERE, "analyze.py"), base], check=True)
         if a.discard:
             os.unlink(base + ".f32")
 

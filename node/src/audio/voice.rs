@@ -28,7 +28,9 @@ const FILTER_DELAY: usize = 72;
 const MAX_WAITING: usize = super::MAX_PERIOD as usize + BLOCK;
 
 /// Whether a kind of processing is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Switch {
     /// On where the others play through a loudspeaker that the microphone hears, off where they play into an ear or
@@ -52,11 +54,13 @@ impl Switch {
 }
 
 /// What is wanted of each kind. By default each decides for itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct VoiceChoice {
     /// Takes what the loudspeaker plays out of what the microphone hears.
+    #[serde(rename = "echo_cancel")]
     pub echo: Switch,
     /// Takes steady noise out. Costs a little of soft speech.
+    #[serde(rename = "noise_suppression")]
     pub noise: Switch,
     /// Brings quiet and loud people to one level.
     pub gain: Switch,
@@ -288,9 +292,12 @@ mod tests {
 
     /// A room: what is played comes back after 30 ms by several ways, each softer than the one before.
     fn echo_of(played: &[f32]) -> Vec<f32> {
-        let ways = [(1_440, 0.35), (1_530, -0.2), (1_811, 0.12), (2_301, -0.08), (3_007, 0.05), (4_409, 0.03)];
+        let ways =
+            [(1_440, 0.35), (1_530, -0.2), (1_811, 0.12), (2_301, -0.08), (3_007, 0.05), (4_409, 0.03)];
         (0..played.len())
-            .map(|i| ways.iter().map(|(by, gain)| i.checked_sub(*by).map_or(0.0, |at| played[at] * gain)).sum())
+            .map(|i| {
+                ways.iter().map(|(by, gain)| i.checked_sub(*by).map_or(0.0, |at| played[at] * gain)).sum()
+            })
             .collect()
     }
 
@@ -331,9 +338,12 @@ mod tests {
                 .chunks_exact(period)
                 .flat_map(|captured| voice.process(captured, Duration::ZERO).to_vec())
                 .collect();
-            let piece = &said[60_000..64_800];
-            let stretch = &heard[58_000..66_800];
-            let found = crate::bench::spectrum::Finder::new(piece.len(), stretch.len()).correlate(piece, stretch);
+            let loudness = |from: &usize| power(&said[*from..from + 4_800]);
+            let from =
+                (48_000..120_000).step_by(480).max_by(|a, b| loudness(a).total_cmp(&loudness(b))).unwrap();
+            let (piece, stretch) = (&said[from..from + 4_800], &heard[from - 2_000..from + 6_800]);
+            let found =
+                crate::bench::spectrum::Finder::new(piece.len(), stretch.len()).correlate(piece, stretch);
             let (at, fit) = crate::bench::spectrum::peak(&found).unwrap();
             let delay = at - 2_000.0;
             assert!(fit > 0.9, "{fit}");

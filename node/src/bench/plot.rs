@@ -39,7 +39,7 @@ pub struct Plot {
 }
 
 /// Colours of the style sheet; further series take them again.
-pub const COLOURS: usize = 6;
+pub const COLOURS: usize = 7;
 /// Points drawn of one series; more are thinned out evenly, their extremes kept.
 pub const MAX_POINTS: usize = 1_500;
 

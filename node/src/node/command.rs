@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::snapshot::Snapshot;
 use crate::{
-    audio::{DeviceInfo, End},
+    audio::{DeviceInfo, End, Switch},
     controls::Speak,
     events::Notice,
 };
@@ -41,6 +41,18 @@ pub enum Command {
     Threshold {
         /// dB below full scale, [`crate::controls::THRESHOLDS`]; values outside are moved to the nearer end.
         dbov: i8,
+    },
+    /// What is done to our voice before it is encoded. Each stays as it is where it is not named.
+    Processing {
+        /// Echo cancellation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        echo_cancel: Option<Switch>,
+        /// Noise suppression.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        noise_suppression: Option<Switch>,
+        /// Automatic gain.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gain: Option<Switch>,
     },
     /// The push-to-talk key goes down or up.
     Press {
@@ -150,6 +162,7 @@ mod tests {
             Command::Speak { when: Speak::PushToTalk },
             Command::Threshold { dbov: -45 },
             Command::Press { down: true },
+            Command::Processing { echo_cancel: Some(Switch::On), noise_suppression: None, gain: None },
             Command::Volume { peer_id, volume_db: -6 },
             Command::MutePerson { peer_id, on: true },
             Command::Device { end: End::Input, name: "default".into() },

@@ -121,6 +121,10 @@ impl Node {
                 recv_kbps,
                 frame_ms: number(r.frame_ms),
                 level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
+                processing: crate::events::Processing {
+                    active: stats.processing,
+                    delay_ms: stats.processing_delay.as_secs_f64() * 1e3,
+                },
                 policy: (&stats.policy).into(),
                 rejected: voice.rejected(),
             };

@@ -86,6 +86,12 @@ impl Node {
                 controls.threshold_dbov = dbov.clamp(*THRESHOLDS.start(), *THRESHOLDS.end());
             }
             Command::Press { down } => controls.pressed = down,
+            Command::Processing { echo_cancel, noise_suppression, gain } => {
+                let processing = &mut controls.processing;
+                processing.echo = echo_cancel.unwrap_or(processing.echo);
+                processing.noise = noise_suppression.unwrap_or(processing.noise);
+                processing.gain = gain.unwrap_or(processing.gain);
+            }
             Command::Volume { peer_id, volume_db } => {
                 let volume_db = volume_db.clamp(*VOLUMES_DB.start(), *VOLUMES_DB.end());
                 self.set_hearing(peer_id, |hearing| hearing.volume_db = volume_db)?;

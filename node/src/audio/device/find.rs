@@ -15,7 +15,7 @@ use super::super::error::Error;
 use super::super::event::End;
 use super::keeper::{Note, Opened, Stream};
 use super::tap::{CaptureTap, PlaybackTap};
-use super::{Facts, Reach, Shape, pulse};
+use super::{Facts, Reach, Shape, jack, pulse};
 
 /// Longest wait for a sound server to create a stream.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -66,6 +66,8 @@ pub struct DeviceInfo {
 pub(crate) enum System {
     /// PulseAudio, or PipeWire in its stead.
     Pulse,
+    /// JACK, or PipeWire in its stead. Only by name.
+    Jack,
     /// One that cpal knows.
     Cpal(HostId),
 }
@@ -81,6 +83,7 @@ impl std::fmt::Display for System {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Pulse => f.write_str("pulseaudio"),
+            Self::Jack => f.write_str("jack"),
             Self::Cpal(id) => id.fmt(f),
         }
     }
@@ -90,6 +93,8 @@ impl std::fmt::Display for System {
 pub(crate) enum Device {
     /// A sink or a source.
     Pulse(pulse::Device),
+    /// Ports.
+    Jack(jack::Ports),
     /// One that cpal opens.
     Cpal(cpal::Device),
 }
@@ -100,6 +105,7 @@ pub fn list_devices() -> Vec<DeviceInfo> {
     let listing = std::thread::Builder::new().name("sound list".into()).spawn(|| {
         let _quiet = quiet_alsa();
         let mut list = pulse::devices().unwrap_or_default().iter().map(of_pulse).collect::<Vec<_>>();
+        list.extend(jack::is_there().then(of_jack));
         for id in cpal::ALL_HOSTS {
             let Ok(host) = cpal::host_from_id(*id) else { continue };
             // The first system that answers is the one whose default we take.
@@ -135,6 +141,20 @@ fn of_pulse(device: &pulse::Device) -> DeviceInfo {
         default_output: output && device.default,
         rate_hz: Some(device.rate_hz),
         channels: Some(device.channels),
+    }
+}
+
+fn of_jack() -> DeviceInfo {
+    DeviceInfo {
+        host: System::Jack.to_string(),
+        id: System::Jack.to_string(),
+        name: "JACK's own devices; ports by name as jack:system:capture_1".into(),
+        input: true,
+        output: true,
+        default_input: false,
+        default_output: false,
+        rate_hz: None,
+        channels: None,
     }
 }
 
@@ -199,9 +219,17 @@ pub(crate) struct Candidates {
 /// [`Error::NotFound`] for a name that none has, [`Error::NoDevice`] if no sound system has a default.
 pub(crate) fn candidates(wanted: &Wanted, end: End, only: Option<System>) -> Result<Candidates, Error> {
     let mut found = Candidates::default();
+    if let Wanted::Named(name) = wanted
+        && let Some(ports) = jack::Ports::named(name)
+    {
+        let (name, system) = (ports.id(), System::Jack);
+        found.devices.push(Candidate { device: Device::Jack(ports), name, system });
+        return Ok(found);
+    }
     for system in System::all().filter(|system| only.is_none_or(|only| only == *system)) {
         match system {
             System::Pulse => found.add_pulse(wanted, end),
+            System::Jack => {}
             System::Cpal(id) => found.add_cpal(id, wanted, end),
         }
     }
@@ -334,6 +362,7 @@ pub(crate) fn build_input<L>(
 ) -> Result<Opened<L>, cpal::Error> {
     let device = match device {
         Device::Pulse(device) => return pulse::open_capture(device, shape, notes, make),
+        Device::Jack(ports) => return jack::open_capture(ports, shape, notes, make),
         Device::Cpal(device) => device,
     };
     let usual = device.default_input_config()?;
@@ -365,6 +394,7 @@ pub(crate) fn build_output<L>(
 ) -> Result<Opened<L>, cpal::Error> {
     let device = match device {
         Device::Pulse(device) => return pulse::open_playback(device, shape, notes, make),
+        Device::Jack(ports) => return jack::open_playback(ports, shape, notes, make),
         Device::Cpal(device) => device,
     };
     let usual = device.default_output_config()?;

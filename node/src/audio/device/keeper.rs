@@ -14,7 +14,7 @@ use super::super::error::Error;
 use super::super::event::{AudioEvent, End, Events};
 use super::Shape;
 use super::find::{self, Candidate, Device, System, Wanted};
-use super::pulse;
+use super::{jack, pulse};
 
 /// Longest wait for the first opening: a sound server may take its time to wake a device.
 const OPEN_PATIENCE: Duration = Duration::from_secs(6);
@@ -47,6 +47,7 @@ pub(crate) trait Kind: 'static {
 /// A stream of one of the sound systems. Dropping it closes it.
 pub(crate) enum Stream {
     Pulse(pulse::Stream),
+    Jack(jack::Stream),
     Cpal(cpal::Stream),
 }
 
@@ -54,6 +55,7 @@ impl Stream {
     fn play(&mut self) -> Result<(), String> {
         match self {
             Self::Pulse(stream) => stream.play().map_err(|e| e.to_string()),
+            Self::Jack(stream) => stream.play(),
             Self::Cpal(stream) => stream.play().map_err(|e| e.to_string()),
         }
     }

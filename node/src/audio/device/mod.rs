@@ -1,9 +1,10 @@
 //! Real sound cards. Five parts: [`find`] names them, [`keeper`] opens them and opens them again, [`pulse`] speaks to
-//! PulseAudio and PipeWire and cpal to the rest, [`tap`] is what runs inside their callbacks, [`capture`] and
+//! PulseAudio and PipeWire, [`jack`] to JACK, cpal to the rest, [`tap`] is what runs inside their callbacks, [`capture`] and
 //! [`playback`] are the media thread's side. [`track`] makes smooth time out of callback times.
 
 mod capture;
 mod find;
+mod jack;
 mod keeper;
 mod playback;
 mod pulse;

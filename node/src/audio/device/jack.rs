@@ -62,9 +62,12 @@ pub(crate) fn is_there() -> bool {
     client("hallway-look").is_ok()
 }
 
+/// Activates a client and connects its ports; what comes of it runs until dropped.
+type Begin = dyn FnOnce() -> Result<Box<dyn Send>, String> + Send;
+
 /// A client that runs until dropped.
 pub(crate) struct Stream {
-    idle: Option<Box<dyn FnOnce() -> Result<Box<dyn Send>, String> + Send>>,
+    idle: Option<Box<Begin>>,
     #[allow(dead_code, reason = "runs until dropped")]
     running: Option<Box<dyn Send>>,
 }
@@ -204,7 +207,7 @@ fn prepare(ports: &Ports, shape: Shape, end: End) -> Result<(Client, Facts, Vec<
         return Err(cpal::Error::with_message(ErrorKind::DeviceNotAvailable, reason));
     }
     let reach = Reach::of(None, theirs.first().map(String::as_str), ports.prefix.is_none());
-    let (rate_hz, buffer) = (client.sample_rate() as u32, client.buffer_size());
+    let (rate_hz, buffer) = (client.sample_rate(), client.buffer_size());
     Ok((client, Facts { rate_hz, channels: shape.channels, buffer, reach }, theirs))
 }
 

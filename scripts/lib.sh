@@ -59,6 +59,7 @@ ensure_netlab_needs() {
     wanted=()
     unless 'command -v ip' iproute2
     unless 'command -v nft' nftables
+    unless 'command -v miniupnpd' miniupnpd
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
 }
 

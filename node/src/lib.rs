@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod controls;
+pub mod doctor;
 pub mod events;
 pub mod forward;
 pub mod identity;

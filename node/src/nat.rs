@@ -98,6 +98,14 @@ impl Observations {
             .collect()
     }
 
+    /// Every place at which we are seen in one family.
+    pub fn all(&self, v6: bool) -> Vec<SocketAddr> {
+        let mut all: Vec<SocketAddr> = self.of(v6).map(|observation| observation.seen).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// Our public IP addresses.
     pub fn public_ips(&self) -> Vec<IpAddr> {
         self.candidates().iter().map(SocketAddr::ip).collect()

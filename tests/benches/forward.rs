@@ -228,6 +228,7 @@ async fn member(at: &str, room: &str, others: usize) -> Member {
     let peer = keypair.public().to_peer_id();
     let (behaviour, opener) = Behaviour::client();
     let setup = swarm::Setup {
+        certificate: None,
         rendezvous: behaviour,
         lan: false,
         drive: None,

@@ -21,7 +21,7 @@ mod linux {
     use std::time::Duration;
 
     use anyhow::{Context, Result, bail};
-    use hallway_tests::netlab::{Kind, Outcome, cell, unavailable};
+    use hallway_tests::netlab::{Kind, Lab, Outcome, cell, unavailable};
 
     struct Options {
         kinds: Vec<Kind>,
@@ -58,7 +58,11 @@ mod linux {
     }
 
     pub fn main() -> Result<()> {
-        let options = options()?;
+        let mut options = options()?;
+        if !Lab::has_upnp() {
+            println!("skipped: upnp (no miniupnpd)");
+            options.kinds.retain(|kind| *kind != Kind::Upnp);
+        }
         if let Some(why) = unavailable() {
             println!("skipped: {why}");
             return Ok(());
@@ -104,7 +108,7 @@ mod linux {
 
     fn rung(outcome: &Outcome) -> String {
         let [a, b] = outcome.rungs.map(|rung| rung.map_or("none", |rung| rung.name()));
-        if a == b { a.to_owned() } else { format!("{a}, {b}") }
+        outcome.rung().map_or_else(|| format!("{a}, {b}"), |rung| rung.name().to_owned())
     }
 
     fn line(kinds: [Kind; 2], outcome: &Outcome) -> String {
@@ -157,6 +161,7 @@ mod linux {
 | --- | --- |
 | open | nothing: public IPv4 addresses |
 | cone | NAT; keeps ports; everybody may come in at them |
+| upnp | preserving, and the router gives a port to who asks (miniupnpd) |
 | preserving | NAT; keeps ports; only who was written to may come in (address and port) |
 | rewriting | NAT; another port, the same one towards everybody; only who was written to may come in |
 | double | a preserving router at home behind a rewriting one of the carrier |

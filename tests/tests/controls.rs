@@ -51,6 +51,8 @@ impl Talker {
             listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],
             announce: Vec::new(),
             path: PathChoice::Direct,
+            tcp: false,
+            map_port: false,
             lan: false,
             profile: hallway_codec::Profile::Talk,
             channels: 1,

@@ -3,10 +3,10 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hallway_tests::netlab::kind::Rung;
-use hallway_tests::netlab::{Kind, Outcome, cell, unavailable};
+use hallway_tests::netlab::{Kind, Lab, Outcome, cell, unavailable};
 use hallway_tests::skipped;
 
 /// One way from a host to the server.
@@ -52,4 +52,57 @@ fn one_whose_network_drops_udp_is_heard_over_tcp_within_two_seconds() {
     let Some(outcome) = call(Kind::NoUdp, Kind::Symmetric) else { return };
     assert_eq!(outcome.rungs.iter().flatten().max(), Some(&Rung::Tcp), "{outcome:?}");
     assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + Duration::from_secs(1), "{outcome:?}");
+}
+
+#[test]
+fn two_who_may_use_nothing_but_tcp_443_hear_each_other_within_two_seconds() {
+    let Some(outcome) = call(Kind::Only443, Kind::Only443) else { return };
+    assert_eq!(outcome.rung(), Some(Rung::Tcp));
+    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + Duration::from_secs(1), "{outcome:?}");
+}
+
+#[test]
+fn a_router_that_gives_ports_is_asked_for_one_and_gets_it_back() {
+    if let Some(why) = unavailable() {
+        return skipped(&why);
+    }
+    if !Lab::has_upnp() {
+        return skipped("no miniupnpd");
+    }
+    let lab = Lab::new([Kind::Upnp, Kind::Open], DELAY).unwrap();
+    let (mut server, at) = cell::serve(&lab);
+    let mut ana = cell::node(&lab, "a", &at, &[]);
+    let is_mapped = || lab.rules_of("a-router").unwrap().contains("dnat ip to 192.168.1.130");
+    let mapped_is = |wanted: bool| {
+        let until = Instant::now() + Duration::from_secs(10);
+        while is_mapped() != wanted {
+            assert!(Instant::now() < until, "{}\n{}", lab.rules_of("a-router").unwrap(), ana.story());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    mapped_is(true);
+    ana.signal(rustix::process::Signal::TERM);
+    mapped_is(false);
+    assert_eq!(ana.wait_exit(Duration::from_secs(5)), Some(0));
+    server.leave();
+}
+
+#[test]
+fn the_doctor_tells_networks_apart() {
+    if let Some(why) = unavailable() {
+        return skipped(&why);
+    }
+    for (kind, mapping, rung) in [
+        (Kind::Open, "none", "direct"),
+        (Kind::Rewriting, "endpoint_independent", "punched"),
+        (Kind::Symmetric, "address_and_port_dependent", "relayed"),
+        (Kind::Only443, "unknown", "tcp"),
+    ] {
+        let said = cell::doctor(kind).unwrap();
+        println!("{kind}: {said}");
+        assert_eq!(said["verdict"]["rung"], rung, "{kind}: {said}");
+        assert_eq!(said["ipv4"]["mapping"], mapping, "{kind}: {said}");
+        assert_eq!(said["udp"], kind != Kind::Only443, "{kind}: {said}");
+        assert_eq!(said["tcp"], true, "{kind}: {said}");
+    }
 }

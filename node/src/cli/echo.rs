@@ -218,6 +218,8 @@ fn config(
         listen: vec![LOOPBACK.parse().map_err(|e| Failure::other(e, ""))?],
         announce: Vec::new(),
         path: node::PathChoice::Direct,
+        tcp: false,
+        map_port: false,
         lan: false,
         profile: hallway_codec::Profile::Talk,
         channels: 1,

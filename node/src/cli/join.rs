@@ -70,6 +70,12 @@ pub struct JoinArgs {
     /// Which rung of the path ladder may be used
     #[arg(long, value_enum, default_value = "auto")]
     path: PathChoice,
+    /// Never use TCP, neither towards servers nor for voice
+    #[arg(long)]
+    no_tcp: bool,
+    /// Do not ask the router for a port (UPnP, PCP, NAT-PMP)
+    #[arg(long)]
+    no_port_map: bool,
     /// Most that this node may send over UDP to everybody together, IP headers included, in kilobits a second
     #[arg(long, value_name = "KBPS")]
     max_rate: Option<u32>,
@@ -169,7 +175,20 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         hint: error.hint(),
     })?;
     // What is named is used; with nothing named the local network is searched.
-    let named: Vec<Multiaddr> = args.at.iter().chain(&args.room.rendezvous).cloned().collect();
+    let mut named: Vec<Multiaddr> = args.at.iter().chain(&args.room.rendezvous).cloned().collect();
+    let some_named = !named.is_empty();
+    // On a path that is to be direct nothing is gained by the last way out of a closed network.
+    let forbidden = |addr: &Multiaddr| {
+        args.no_tcp && transport::is_tcp(addr)
+            || args.path == PathChoice::Direct && transport::wss::is_wss(addr)
+    };
+    named.retain(|addr| !forbidden(addr));
+    if some_named && named.is_empty() {
+        return Err(Failure::usage(
+            "every rendezvous server named is reached over TCP only, and that is forbidden here",
+            "Name a /udp/…/quic-v1 address with --at, or leave out --no-tcp or --path direct.",
+        ));
+    }
     let through_server = matches!(args.path, PathChoice::Relay | PathChoice::Tcp);
     if through_server && named.is_empty() {
         return Err(Failure::usage(
@@ -197,6 +216,8 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
             PathChoice::Relay => node::PathChoice::Relay,
             PathChoice::Tcp => node::PathChoice::Tcp,
         },
+        tcp: !args.no_tcp,
+        map_port: !args.no_port_map,
         profile: if music { hallway_codec::Profile::Music } else { hallway_codec::Profile::Talk },
         channels,
         max_kbps: args.max_rate,

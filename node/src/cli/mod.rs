@@ -3,6 +3,7 @@
 //! Exit codes: 0 left in order; 2 wrong usage; 3 no rendezvous or no peer in time; 4 sound device; 5 refused; 1 anything
 //! else. The last line on standard error says what happened and what to do next.
 
+mod doctor;
 mod echo;
 mod info;
 mod join;
@@ -65,6 +66,8 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Print an invite: a room, a secret that only its holders know, and where to meet
     Invite(info::InviteArgs),
+    /// Say what this machine's networks and sound allow, and what would improve it
+    Doctor(doctor::DoctorArgs),
     /// Run a rendezvous server, where nodes find each other. It hears nobody
     Rendezvous(serve::RendezvousArgs),
     /// Hear yourself through the real path, and how late
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Join(args) => join::run(*args),
         Command::Echo(args) => echo::run(&args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Invite(args) => info::invite(&args),
         Command::Rendezvous(args) => serve::run(args),
         Command::Bench(args) => server_runtime().and_then(|runtime| Ok(runtime.block_on(bench::run(args))?)),

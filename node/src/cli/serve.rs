@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use crate::{
     clock, forward,
     node::{root_cause, swarm},
     rendezvous::{self, Server, ServerConfig, ServerEvent},
+    transport::wss,
 };
 
 /// Connections that nobody uses are closed after this time; a watcher's stream keeps its own open.
@@ -26,7 +28,8 @@ const MAX_CONNECTIONS: u32 = 20_000;
 
 #[derive(Args, Debug)]
 pub struct RendezvousArgs {
-    /// Where to listen (repeatable), as /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001
+    /// Where to listen (repeatable), as /ip4/0.0.0.0/udp/4001/quic-v1 /ip4/0.0.0.0/tcp/4001 or
+    /// /ip4/0.0.0.0/tcp/443/tls/ws
     #[arg(long, value_name = "MULTIADDR")]
     listen: Vec<Multiaddr>,
     /// Most that is passed on between members who cannot reach each other, of all rooms together, in kilobits a second;
@@ -48,6 +51,12 @@ pub struct RendezvousArgs {
     /// Members of all of them
     #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().sessions)]
     forward_sessions: usize,
+    /// Certificate chain to show on /tls/ws addresses (PEM); without it one of our own, whose hash is in the address
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
@@ -64,6 +73,7 @@ pub fn run(args: RendezvousArgs) -> Result<ExitCode, Failure> {
 async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Result<ExitCode, Failure> {
     let (behaviour, incoming) = rendezvous::Behaviour::server();
     let setup = swarm::Setup {
+        certificate: certificate(&args)?,
         rendezvous: behaviour,
         lan: false,
         drive: None,
@@ -140,6 +150,20 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
         () = polling => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What WebSocket over TLS needs, where some address asks for it.
+fn certificate(args: &RendezvousArgs) -> Result<Option<wss::Certificate>, Failure> {
+    if !args.listen.iter().any(wss::is_wss) {
+        return Ok(None);
+    }
+    let certificate = match (&args.tls_cert, &args.tls_key) {
+        (Some(chain), Some(key)) => wss::Certificate::from_files(chain, key),
+        _ => wss::Certificate::own(&args.data_dir.path()?),
+    };
+    let certificate =
+        certificate.map_err(|e| Failure::other(e, "Check --tls-cert, --tls-key and --data-dir."))?;
+    Ok(Some(certificate))
 }
 
 fn ready(as_json: bool, me: &libp2p::PeerId, addresses: &[Multiaddr]) {

@@ -52,6 +52,10 @@ pub struct Config {
     pub announce: Vec<Multiaddr>,
     /// Which rungs of the path ladder may be used.
     pub path: PathChoice,
+    /// Whether servers may be reached over TCP, where UDP does not get through.
+    pub tcp: bool,
+    /// Whether the router is asked for a port (UPnP, PCP, NAT-PMP), behind a NAT.
+    pub map_port: bool,
     /// Whether to look on the local network too.
     pub lan: bool,
     /// Voice or music.

@@ -400,7 +400,8 @@ impl Node {
             return Vec::new();
         }
         let seen = self.observations.candidates().into_iter().map(transport::to_multiaddr);
-        let mut addresses: Vec<Multiaddr> = seen.chain(quic.cloned()).collect();
+        let mapped = self.mapped().map(transport::to_multiaddr);
+        let mut addresses: Vec<Multiaddr> = mapped.into_iter().chain(seen).chain(quic.cloned()).collect();
         let mut seen = HashSet::new();
         addresses.retain(|addr| seen.insert(addr.clone()));
         addresses

@@ -17,6 +17,7 @@ mod observe;
 mod orders;
 pub mod origins;
 mod peer;
+pub mod portmap;
 mod relays;
 mod server_links;
 mod snapshot;
@@ -67,6 +68,7 @@ pub use command::{Answer, Command, MAX_WAITING_ORDERS, Order};
 pub use config::{Config, Ended, Error, PathChoice};
 use elsewhere::Elsewhere;
 use peer::{MAX_LOST, Peer, dials_first};
+use portmap::PortMap;
 use relays::{Doorman, Relays};
 use server_links::ServerLinks;
 pub use snapshot::{Person, Server, Snapshot};
@@ -140,6 +142,7 @@ pub struct Node {
     network_back: Option<Instant>,
     observations: Observations,
     observers: observe::Observers,
+    port_map: Option<PortMap>,
     summaries: Vec<PeerSummary>,
     last_stats: Option<MediaStats>,
     other_keys_told: bool,
@@ -163,6 +166,7 @@ impl Node {
         let (driver, drive) = transport::drive()?;
         let ceiling = Arc::new(transport::Ceiling::new(config.max_kbps));
         let setup = swarm::Setup {
+            certificate: None,
             rendezvous: behaviour,
             drive: Some(drive.clone()),
             ceiling: Some(ceiling.clone()),
@@ -189,6 +193,7 @@ impl Node {
             !config.announce.is_empty(),
             config.path,
         );
+        let links = if config.tcp { links } else { links.without_tcp() };
         let (control_sender, control) = mpsc::channel(MAX_WAITING_CONTROL);
         let room = Room::new(me, &config.name, config.announce.clone());
         Ok(Self {
@@ -214,6 +219,7 @@ impl Node {
             listening: Vec::new(),
             observations: Observations::default(),
             observers: observe::Observers::default(),
+            port_map: None,
             summaries: Vec::new(),
             last_stats: None,
             other_keys_told: false,
@@ -267,6 +273,7 @@ impl Node {
                 Some(from_path) = self.control.recv() => self.handle_from_path(from_path),
                 Some((server, event)) = self.links.next() => self.handle_rendezvous(server, event),
                 Some((link, event)) = self.relays.next() => self.handle_relay(link, event),
+                () = PortMap::changed(&mut self.port_map) => self.handle_port_map(),
                 event = self.media_events.recv() => match event {
                     Some(event) => self.handle_media(event),
                     None => return Err(Error::MediaEnded),
@@ -585,7 +592,12 @@ impl Node {
             }
         };
         let farewell = async {
-            let _ = tokio::time::timeout(FAREWELL, self.links.leave()).await;
+            let port = async {
+                if let Some(map) = self.port_map.take() {
+                    map.leave().await;
+                }
+            };
+            let _ = tokio::time::timeout(FAREWELL, async { tokio::join!(self.links.leave(), port) }).await;
         };
         // The swarm carries the goodbye to the servers; it must be polled for that.
         let swarm = &mut self.swarm;

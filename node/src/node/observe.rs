@@ -76,6 +76,7 @@ impl Node {
         if self.observations.add(observer, seen) {
             tracing::debug!(%observer, %seen, "observed");
             self.addresses_changed();
+            self.ask_router();
         }
     }
 
@@ -89,7 +90,7 @@ impl Node {
     /// Whether strangers cannot reach us over IPv4 unless we write to them first: there is a NAT, and nobody gave us a port
     /// of it.
     pub(super) fn is_behind_nat(&self) -> bool {
-        self.config.announce.is_empty() && self.mapping(false).is_nat()
+        self.config.announce.is_empty() && self.mapping(false).is_nat() && self.mapped().is_none()
     }
 
     /// A direct IPv4 path over the internet between two who are both behind NATs goes through holes in both.

@@ -98,6 +98,12 @@ impl ServerLinks {
         }
     }
 
+    /// Forgets every address that is reached over TCP, guessed ones too.
+    pub fn without_tcp(mut self) -> Self {
+        self.servers.iter_mut().for_each(|server| server.target.addresses.retain(is_quic));
+        self
+    }
+
     /// Goes to every server, with these addresses of ours.
     ///
     /// # Errors
@@ -476,6 +482,8 @@ mod tests {
         assert_eq!(both.quic_addresses_of(0).len(), 1);
         let given: Vec<Multiaddr> =
             [quic.as_str(), "/dns4/x/udp/9/quic-v1"].map(|a| a.parse().unwrap()).into();
+        let none = links(&["/ip4/8.8.8.8/udp/4001/quic-v1", "/ip4/8.8.8.8/tcp/443"], false).without_tcp();
+        assert!(none.servers.iter().all(|server| server.target.addresses.iter().all(is_quic)));
         let tcp_only = grouped(&given, PathChoice::Tcp);
         assert!(
             tcp_only.len() == 2 && tcp_only.iter().all(|server| !server.target.addresses.iter().any(is_quic))

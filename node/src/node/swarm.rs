@@ -18,7 +18,10 @@ use tokio::sync::mpsc;
 use super::origins;
 use crate::{
     rendezvous,
-    transport::{self, Authenticated, Ceiling, QuicTransport},
+    transport::{
+        self, Authenticated, Ceiling, QuicTransport,
+        wss::{self, Wss},
+    },
 };
 
 /// What identify calls us: no version of the system, no name of the machine.
@@ -43,6 +46,9 @@ pub enum Error {
     /// TCP's encryption could not be set up.
     #[error("noise: {0}")]
     Noise(#[from] noise::Error),
+    /// The certificate for WebSocket over TLS is of no use.
+    #[error(transparent)]
+    Certificate(#[from] wss::CertificateError),
     /// A limit, a behaviour or a socket.
     #[error("network: {0}")]
     Setup(String),
@@ -67,6 +73,8 @@ pub struct Behaviour {
 
 /// What differs between a node and a rendezvous server.
 pub struct Setup {
+    /// What a server that listens on WebSocket over TLS shows there.
+    pub certificate: Option<wss::Certificate>,
     /// The rendezvous protocols, as client or as server.
     pub rendezvous: rendezvous::Behaviour,
     /// Look for nodes on the local network, and be found there.
@@ -125,15 +133,24 @@ pub fn build(
         mdns: lan.into(),
     };
     let noise = noise::Config::new(keypair)?;
+    let sockets =
+        || tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)).map(|stream, _| lean(stream));
+    let wss = Wss::new(sockets(), setup.certificate)?
+        .upgrade(upgrade::Version::V1Lazy)
+        .authenticate(noise.clone())
+        .multiplex(yamux::Config::default());
     let transports = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
         .with_other_transport(|_| {
-            let sockets = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true));
-            let lean = sockets.map(|stream, _| lean(stream));
-            lean.upgrade(upgrade::Version::V1Lazy).authenticate(noise).multiplex(yamux::Config::default())
+            sockets()
+                .upgrade(upgrade::Version::V1Lazy)
+                .authenticate(noise)
+                .multiplex(yamux::Config::default())
         })
         .map_err(|e| fail(&e))?
         .with_other_transport(|_| quic)
+        .map_err(|e| fail(&e))?
+        .with_other_transport(|_| wss)
         .map_err(|e| fail(&e))?;
     let with_timeout = |config: libp2p::swarm::Config| {
         config

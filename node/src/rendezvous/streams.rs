@@ -423,7 +423,7 @@ fn bare(addr: &Multiaddr) -> Multiaddr {
 }
 
 /// The last cause of a failed dial, in one line.
-fn in_words(error: &DialError) -> String {
+pub(crate) fn in_words(error: &DialError) -> String {
     let DialError::Transport(of_each) = error else { return error.to_string() };
     let lines = of_each.iter().map(|(addr, error)| {
         let mut cause: &dyn std::error::Error = error;

@@ -17,8 +17,8 @@ pub fn to_socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
     parts.all(|part| matches!(part, Protocol::P2p(_))).then_some(SocketAddr::new(ip, port))
 }
 
-/// Whether an address has the shape of one that this version can reach: a host, then QUIC or TCP, then perhaps an
-/// identity.
+/// Whether an address has the shape of one that this version can reach: a host, then QUIC, TCP, or WebSocket over TLS over TCP,
+/// then perhaps an identity.
 pub fn is_dialable(addr: &Multiaddr) -> bool {
     use Protocol::{Dns, Dns4, Dns6, Dnsaddr, Ip4, Ip6, P2p, QuicV1, Tcp, Udp};
     let parts: Vec<Protocol<'_>> = addr.iter().filter(|part| !matches!(part, P2p(_))).collect();
@@ -27,7 +27,12 @@ pub fn is_dialable(addr: &Multiaddr) -> bool {
         [Dnsaddr(_)]
             | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Udp(_), QuicV1]
             | [Ip4(_) | Ip6(_) | Dns(_) | Dns4(_) | Dns6(_), Tcp(_)]
-    )
+    ) || super::wss::is_wss(addr)
+}
+
+/// Whether an address is reached over TCP, in whatever wrapping.
+pub fn is_tcp(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| matches!(part, Protocol::Tcp(_)))
 }
 
 /// The multiaddress of a QUIC socket.

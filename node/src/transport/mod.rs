@@ -18,6 +18,7 @@ mod drive;
 mod listener;
 mod muxer;
 mod socket;
+pub mod wss;
 
 use std::{
     collections::HashMap,
@@ -39,7 +40,7 @@ use libp2p::{
 use quinn::rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
-pub use addr::{has_ipv6, ip_of, is_dialable, to_multiaddr, to_socket_addr};
+pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
 pub use drive::{Drive, Driver, MAX_TASKS_A_TURN, drive, flush, turn};

@@ -40,10 +40,12 @@ use rw_stream_sink::RwStreamSink;
 pub const ALPN: &[u8] = b"libp2p";
 /// What the WebSocket request asks for.
 pub const REQUEST_PATH: &str = "/hallway";
-/// Longest WebSocket message taken, bytes: Noise seals 64 KiB at a time.
-pub const MAX_MESSAGE: usize = 128 * 1024;
+/// Longest WebSocket message sent and taken, bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Bytes that may wait to be written into the TLS stream before writers have to wait.
-pub const MAX_UNSENT: usize = 192 * 1024;
+pub const MAX_UNSENT: usize = 512 * 1024;
+/// The name in our own certificate. It says nothing about the machine.
+const NAME: &str = "hallway";
 /// Multihash code of SHA2-256.
 const SHA2_256: u64 = 0x12;
 
@@ -108,16 +110,17 @@ impl Certificate {
     ///
     /// # Errors
     /// See [`CertificateError`].
-    pub fn own(keypair: &libp2p::identity::Keypair, dir: &Path) -> Result<Self, CertificateError> {
+    pub fn own(dir: &Path) -> Result<Self, CertificateError> {
         let files = ["tls-certificate.der", "tls-key.der"].map(|name| dir.join(name));
         let fail = |path: &Path, e: io::Error| CertificateError::File {
             path: path.display().to_string(),
             reason: e.to_string(),
         };
         if !files.iter().all(|file| file.exists()) {
-            let made = libp2p_tls::certificate::generate(keypair);
-            let (certificate, key) = made.map_err(|e| CertificateError::Unusable(e.to_string()))?;
-            for (file, bytes) in files.iter().zip([certificate.as_ref(), key.secret_der()]) {
+            let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]);
+            let made = made.map_err(|e| CertificateError::Unusable(e.to_string()))?;
+            let (certificate, key) = (made.cert.der().to_vec(), made.key_pair.serialize_der());
+            for (file, bytes) in files.iter().zip([&certificate, &key]) {
                 write_private(file, bytes).map_err(|e| fail(file, e))?;
             }
         }
@@ -386,7 +389,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Vec<u8>> for Messages<S> {
     }
 
     fn start_send(mut self: Pin<&mut Self>, bytes: Vec<u8>) -> io::Result<()> {
-        Pin::new(&mut self.0).start_send(Message::Binary(bytes.into())).map_err(io::Error::other)
+        // Writers above gather what they have; the other side takes no message longer than this.
+        for part in bytes.chunks(MAX_MESSAGE) {
+            let message = Message::Binary(part.to_vec().into());
+            Pin::new(&mut self.0).start_send(message).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -446,7 +454,7 @@ impl ServerCertVerifier for Pinned {
 #[cfg(test)]
 mod tests {
     use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
-    use libp2p::{core::Endpoint, core::transport::PortUse, identity::Keypair, tcp};
+    use libp2p::{core::Endpoint, core::transport::PortUse, tcp};
 
     use super::*;
 
@@ -460,7 +468,7 @@ mod tests {
 
     /// A listener that answers each connection with what it reads, and its address.
     async fn echo(dir: &Path) -> Multiaddr {
-        let certificate = Certificate::own(&Keypair::generate_ed25519(), dir).unwrap();
+        let certificate = Certificate::own(dir).unwrap();
         let mut server = Wss::new(tcp(), Some(certificate)).unwrap().boxed();
         server.listen_on(ListenerId::next(), "/ip4/127.0.0.1/tcp/0/tls/ws".parse().unwrap()).unwrap();
         let addr = server.next().await.unwrap().into_new_address().unwrap();
@@ -520,8 +528,7 @@ mod tests {
     async fn our_own_certificate_stays_the_same_and_its_key_is_private() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let keypair = Keypair::generate_ed25519();
-        let hashes = [(); 2].map(|()| Certificate::own(&keypair, dir.path()).unwrap().hash().unwrap());
+        let hashes = [(); 2].map(|()| Certificate::own(dir.path()).unwrap().hash().unwrap());
         assert_eq!(hashes[0], hashes[1]);
         let mode = std::fs::metadata(dir.path().join("tls-key.der")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

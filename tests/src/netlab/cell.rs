@@ -28,9 +28,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The rung, where both are on the same one.
+    /// The rung of the call. Through a forwarder each has its own way to it, and the worse one counts; otherwise both must
+    /// be on the same one.
     pub fn rung(&self) -> Option<Rung> {
-        self.rungs[0].filter(|_| self.rungs[0] == self.rungs[1])
+        let (a, b) = (self.rungs[0]?, self.rungs[1]?);
+        (a == b || a.min(b) >= Rung::Relayed).then_some(a.max(b))
     }
 }
 
@@ -38,8 +40,9 @@ impl Outcome {
 pub fn server_listens() -> Vec<String> {
     let mut listens = Vec::new();
     for ip in [format!("/ip4/{}", SERVERS_V4[0]), format!("/ip6/{SERVER_V6}")] {
-        listens
-            .extend(["/udp/4001/quic-v1", "/udp/443/quic-v1", "/tcp/4001"].map(|end| format!("{ip}{end}")));
+        listens.extend(
+            ["/udp/4001/quic-v1", "/udp/443/quic-v1", "/tcp/443/tls/ws"].map(|end| format!("{ip}{end}")),
+        );
     }
     listens
 }
@@ -94,6 +97,21 @@ pub fn call(kinds: [Kind; 2], delay: Duration, length: Duration) -> Result<Outco
         println!("{}{}{}", ana.story(), ben.story(), server.story());
     }
     Ok(outcome)
+}
+
+/// What `hallway doctor --json` says on one side of a network of this kind.
+///
+/// # Errors
+/// Where the laboratory cannot be built.
+pub fn doctor(kind: Kind) -> Result<Value> {
+    let lab = Lab::new([kind, Kind::Open], Duration::from_millis(5))?;
+    let (mut server, at) = serve(&lab);
+    let args = ["doctor", "--json", "--timeout", "4s"].into_iter().chain(at.iter().map(String::as_str));
+    let mut doctor = lab.hallway("a-host", "doctor", args);
+    doctor.wait_exit(SOON);
+    server.leave();
+    let said = doctor.stdout();
+    serde_json::from_slice(&said).map_err(|error| anyhow::anyhow!("{error}: {}", doctor.story()))
 }
 
 /// When the program was launched, by an event that counts from there. Nanoseconds.

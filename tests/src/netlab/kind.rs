@@ -11,6 +11,8 @@ pub enum Kind {
     Cone,
     /// NAT that keeps ports and lets in only who was written to, as most routers at home.
     Preserving,
+    /// The same, and the router gives ports to who asks (UPnP).
+    Upnp,
     /// NAT that gives another port, the same one towards everybody, and lets in only who was written to.
     Rewriting,
     /// NAT that gives another random port for each destination ("symmetric").
@@ -42,9 +44,10 @@ pub enum Rung {
 
 impl Kind {
     /// All of them, in the order of the table.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Open,
         Kind::Cone,
+        Kind::Upnp,
         Kind::Preserving,
         Kind::Rewriting,
         Kind::Double,
@@ -60,6 +63,7 @@ impl Kind {
         match self {
             Kind::Open => "open",
             Kind::Cone => "cone",
+            Kind::Upnp => "upnp",
             Kind::Preserving => "preserving",
             Kind::Rewriting => "rewriting",
             Kind::Symmetric => "symmetric",
@@ -95,9 +99,9 @@ impl Kind {
         !matches!(self, Kind::NoUdp | Kind::Only443)
     }
 
-    /// Whether a stranger's packet comes in at an address that a server saw.
+    /// Whether a stranger's packet comes in at an address that a server saw, or that the router gave.
     fn lets_strangers_in(self) -> bool {
-        matches!(self, Kind::Open | Kind::Cone)
+        matches!(self, Kind::Open | Kind::Cone | Kind::Upnp)
     }
 
     /// The best that is possible between two networks. A symmetric NAT could be met by guessing ports; nobody does.
@@ -127,6 +131,7 @@ impl Kind {
         let incoming = match self {
             Kind::Open => "iifname wan accept;",
             Kind::Cone => "ct status dnat accept;",
+            Kind::Upnp => "jump miniupnpd;",
             _ => "",
         };
         let source = match self {
@@ -142,10 +147,22 @@ impl Kind {
             Kind::Cone => format!("iifname wan udp dport 1024-65535 dnat to {host};"),
             _ => String::new(),
         };
+        // Where miniupnpd writes its own rules.
+        let daemon = match self {
+            Kind::Upnp => {
+                "chain miniupnpd { }
+                chain prerouting_miniupnpd { }
+                chain postrouting_miniupnpd { }
+                chain prerouting { type nat hook prerouting priority -100; jump prerouting_miniupnpd; }
+                chain postrouting { type nat hook postrouting priority 99; jump postrouting_miniupnpd; }"
+            }
+            _ => "",
+        };
         // What nobody asked for is dropped without an answer, as routers do: an answer would also leave an entry behind
         // that takes the port away from the host inside.
         format!(
             "table inet filter {{
+                {daemon}
                 chain forward {{
                     type filter hook forward priority 0; policy drop;
                     ct state established,related accept; {outgoing} {incoming}

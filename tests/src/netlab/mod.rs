@@ -38,6 +38,22 @@ pub const SERVER_V6: &str = "2001:db8:5::10";
 /// Largest packet of a link where nothing else is said, bytes.
 const MTU: u16 = 1500;
 
+/// miniupnpd's configuration.
+const UPNP: &str = "ext_ifname=wan
+listening_ip=lan
+enable_natpmp=yes
+enable_upnp=yes
+secure_mode=yes
+uuid=6e7a3d1c-8d3f-4f55-9d3e-2f1b5a6c7d8e
+upnp_table_name=filter
+upnp_nat_table_name=filter
+upnp_forward_chain=miniupnpd
+upnp_nat_chain=prerouting_miniupnpd
+upnp_nat_postrouting_chain=postrouting_miniupnpd
+allow 1024-65535 0.0.0.0/0 1024-65535
+deny 0-65535 0.0.0.0/0 0-65535
+";
+
 /// One side's addresses.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -51,19 +67,10 @@ struct Plan {
     lan6: &'static str,
 }
 
+/// Nothing leaves the machine. miniupnpd does not take the addresses reserved for examples for public ones.
 const PLANS: [Plan; 2] = [
-    Plan {
-        wan: Ipv4Addr::new(198, 51, 100, 2),
-        lan: "192.168.1",
-        public_lan: "198.51.100",
-        lan6: "2001:db8:a",
-    },
-    Plan {
-        wan: Ipv4Addr::new(203, 0, 113, 2),
-        lan: "192.168.2",
-        public_lan: "203.0.113",
-        lan6: "2001:db8:b",
-    },
+    Plan { wan: Ipv4Addr::new(11, 10, 1, 2), lan: "192.168.1", public_lan: "11.10.1", lan6: "2001:db8:a" },
+    Plan { wan: Ipv4Addr::new(11, 10, 2, 2), lan: "192.168.2", public_lan: "11.10.2", lan6: "2001:db8:b" },
 ];
 
 /// Two sides and the internet. Its namespaces are gone when it is dropped.
@@ -169,7 +176,44 @@ impl Lab {
             self.ip(&host, &format!("addr add {}:1::130/64 dev eth nodad", plan.lan6))?;
             self.ip(&host, &format!("-6 route add default via {}:1::1", plan.lan6))?;
         }
-        self.nft(&router, &kind.rules(&address))
+        self.nft(&router, &kind.rules(&address))?;
+        if kind == Kind::Upnp {
+            self.start_upnp(&router)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this machine can stand for a router with UPnP.
+    pub fn has_upnp() -> bool {
+        Command::new("miniupnpd").arg("--version").output().is_ok()
+    }
+
+    fn start_upnp(&mut self, router: &str) -> Result<()> {
+        let file = |end: &str| self.scratch.path().join(format!("{router}.{end}"));
+        std::fs::write(file("conf"), UPNP)?;
+        let daemon = Command::new("ip")
+            .args(["netns", "exec", &self.name(router), "miniupnpd", "-d", "-f"])
+            .arg(file("conf"))
+            .arg("-P")
+            .arg(file("pid"))
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(file("log"))?)
+            .stderr(std::fs::File::create(file("err"))?)
+            .spawn()
+            .context("starting miniupnpd")?;
+        self.daemons.push(daemon);
+        Ok(())
+    }
+
+    /// The rules that a router has now, in nftables' words.
+    ///
+    /// # Errors
+    /// Where nft cannot be started.
+    pub fn rules_of(&self, machine: &str) -> Result<String> {
+        let out = Command::new("ip")
+            .args(["netns", "exec", &self.name(machine), "nft", "list", "ruleset"])
+            .output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     /// Starts `hallway ARGS` on a machine of the laboratory: `net`, `a-host`, `b-host`.

@@ -150,7 +150,7 @@ fn nonsense_is_refused_with_code_2_and_a_last_line_that_says_what_to_write() {
         (&["--output", "silence"], &["silence", "input"]),
         (&["--for", "never"], &["never", "--for"]),
         (&["--period-ms", "9000"], &["9000", "2.5"]),
-        (&["--path", "tcp"], &["--path auto"]),
+        (&["--path", "tcp"], &["--path tcp", "--at"]),
         (&["--frobnicate"], &["--frobnicate", "hallway help"]),
     ];
     for (args, wanted) in cases {

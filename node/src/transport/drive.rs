@@ -32,7 +32,7 @@ pub const MAX_TASKS_A_TURN: u32 = 24;
 /// The media thread's end: runs QUIC's tasks.
 #[derive(Debug)]
 pub struct Driver {
-    runtime: tokio::runtime::Runtime,
+    runtime: Foreground,
     thread: Arc<OnceLock<Thread>>,
 }
 
@@ -51,7 +51,29 @@ pub fn drive() -> io::Result<(Driver, Drive)> {
     let runtime = Builder::new_current_thread().enable_all().event_interval(MAX_TASKS_A_TURN).build()?;
     let thread = Arc::new(OnceLock::new());
     let drive = Drive { handle: runtime.handle().clone(), thread: thread.clone() };
-    Ok((Driver { runtime, thread }, drive))
+    Ok((Driver { runtime: Foreground(Some(runtime)), thread }, drive))
+}
+
+/// A runtime that may be dropped anywhere: a driver that nobody ran is dropped by asynchronous code, where tokio's own
+/// drop would wait and therefore panics.
+#[derive(Debug)]
+struct Foreground(Option<tokio::runtime::Runtime>);
+
+impl Foreground {
+    fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        match &self.0 {
+            Some(runtime) => runtime.block_on(work),
+            None => unreachable!("only its drop takes it"),
+        }
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Driver {

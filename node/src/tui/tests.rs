@@ -244,6 +244,7 @@ fn push_to_talk_follows_the_key_where_its_end_is_told_and_switches_elsewhere() {
     assert_eq!(update(&mut view, event(KeyEventKind::Press)), None, "it is held already");
     assert_eq!(update(&mut view, event(KeyEventKind::Repeat)), None);
     assert_eq!(update(&mut view, event(KeyEventKind::Release)), Some(Command::Press { down: false }));
+    set(&mut view, true);
     assert_eq!(
         update(&mut view, Input::FocusLost),
         Some(Command::Press { down: false }),

@@ -160,14 +160,14 @@ mod linux {
 | network | what its router does |
 | --- | --- |
 | open | nothing: public IPv4 addresses |
-| cone | NAT; keeps ports; everybody may come in at them |
+| cone | NAT; keeps ports; everybody may come in at them. A node cannot know that: with another NAT it counts as punched |
 | upnp | preserving, and the router gives a port to who asks (miniupnpd) |
 | preserving | NAT; keeps ports; only who was written to may come in (address and port) |
 | rewriting | NAT; another port, the same one towards everybody; only who was written to may come in |
 | double | a preserving router at home behind a rewriting one of the carrier |
 | mtu-1280 | preserving, over a link whose largest packet is 1280 bytes |
 | symmetric | NAT; another random port for each destination |
-| ipv6-only | IPv6 without NAT, no IPv4; only who was written to may come in |
+| ipv6-only | IPv6 without NAT, no IPv4; only who was written to may come in: counts as direct, nothing is translated |
 | no-udp | preserving; UDP is dropped silently |
 | only-443 | all but TCP to port 443 is dropped silently |
 ";

@@ -99,9 +99,9 @@ impl Kind {
         !matches!(self, Kind::NoUdp | Kind::Only443)
     }
 
-    /// Whether a stranger's packet comes in at an address that a server saw, or that the router gave.
-    fn lets_strangers_in(self) -> bool {
-        matches!(self, Kind::Open | Kind::Cone | Kind::Upnp)
+    /// Whether a node there knows an address at which strangers get in. A full cone lets them in too, and nobody knows.
+    fn has_open_address(self) -> bool {
+        matches!(self, Kind::Open | Kind::Upnp)
     }
 
     /// The best that is possible between two networks. A symmetric NAT could be met by guessing ports; nobody does.
@@ -112,10 +112,11 @@ impl Kind {
         if self.has_ipv4() != other.has_ipv4() {
             return Rung::Relayed;
         }
-        if self.lets_strangers_in() || other.lets_strangers_in() {
+        if self.has_open_address() || other.has_open_address() || !self.has_ipv4() {
             return Rung::Direct;
         }
-        if self == Kind::Symmetric || other == Kind::Symmetric {
+        let cone = self == Kind::Cone || other == Kind::Cone;
+        if !cone && (self == Kind::Symmetric || other == Kind::Symmetric) {
             return Rung::Relayed;
         }
         Rung::Punched

@@ -17,8 +17,8 @@ install_packages() {
     command -v apt-get >/dev/null || die "Missing: $* (Debian's names). Install them with your system's package manager."
     say "Installing $* ..."
     "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
-        || die "Could not install: $*."
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-remove --no-install-recommends "$@" >/dev/null \
+        || die "Could not install: $*. Nothing was removed to make room for it; apt-get install $* says what is in the way."
 }
 
 # missing TEST PACKAGE...: adds the packages to $wanted where the test fails
@@ -29,7 +29,7 @@ unless() {
     eval "$test" >/dev/null 2>&1 || wanted+=("$@")
 }
 
-# ensure_build_needs: compiler, cmake (libopus), ALSA headers, cargo
+# ensure_build_needs: compiler, cmake (libopus), headers of ALSA and JACK, cargo
 ensure_build_needs() {
     wanted=()
     unless 'command -v cc' gcc libc6-dev
@@ -38,6 +38,7 @@ ensure_build_needs() {
     unless 'command -v cmake' cmake
     unless 'command -v pkg-config' pkg-config
     unless 'pkg-config --exists alsa' libasound2-dev
+    unless 'pkg-config --exists jack' libjack-jackd2-dev
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
     command -v cargo >/dev/null || die "Missing: cargo. Install Rust 1.91 or newer from https://rustup.rs."
 }
@@ -83,7 +84,6 @@ ensure_compare_needs() {
     unless 'command -v chrt && command -v nsenter' util-linux
     unless 'command -v ffmpeg' ffmpeg
     unless 'python3 -c "import venv, ensurepip"' python3-venv
-    unless 'pkg-config --exists jack' libjack-jackd2-dev
     unless '[ -d /usr/share/asterisk/sounds/en_US_f_Allison ]' asterisk-core-sounds-en-g722 asterisk-core-sounds-fr-g722 \
         asterisk-core-sounds-es-g722 asterisk-core-sounds-ru-g722
     case " $1 " in *" chromium"*) unless 'command -v chromium' chromium ;; esac

@@ -348,3 +348,28 @@ proptest! {
         prop_assert!(voiced > 200, "{voiced} of 400");
     }
 }
+
+#[test]
+fn a_frame_that_comes_after_its_time_mends_the_decoder() {
+    let mut sender = Sender::new(SenderConfig::default()).unwrap();
+    let mut receiver = Receiver::new(ReceiverConfig::default()).unwrap();
+    let (mut coming, mut packet, mut block) = (Vec::new(), Vec::new(), [0.0; 120]);
+    for period in 0..8_000u64 {
+        let now = Micros(period * 2_500);
+        block.iter_mut().enumerate().for_each(|(i, sample)| *sample = vowel(period * 120 + i as u64));
+        sender.handle_capture(&block, now);
+        while let Some(_made) = sender.poll_packet(now, &mut packet) {
+            // Every second, from the third on, one comes 12 ms later than the others.
+            let late = if period > 1_200 && period % 400 < 2 { 12_000 } else { 0 };
+            coming.push((now.0 + 5_000 + late, std::mem::take(&mut packet)));
+        }
+        coming.sort_by_key(|(at, _)| *at);
+        let due = coming.partition_point(|(at, _)| *at <= now.0);
+        for (at, packet) in coming.drain(..due) {
+            receiver.handle_packet(Micros(at), &packet).unwrap();
+        }
+        receiver.play_into(now, 0, &mut block);
+    }
+    let totals = receiver.stats().totals;
+    assert!(totals.late >= 1 && totals.mended >= 1, "{totals:?}");
+}

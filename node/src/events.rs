@@ -406,8 +406,9 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
             true => format!("{} is not heard here now", short(peer_id)),
             false => format!("{} is heard at {:+} dB", short(peer_id), hearing.volume_db),
         },
-        Event::Warning(notice) => format!("warning: {} {}", notice.message, notice.hint),
-        Event::Error(notice) => format!("error: {} {}", notice.message, notice.hint),
+        // Some of it others wrote: addresses in an invite, the reason for which a server closes.
+        Event::Warning(notice) => text::clean_line(&format!("warning: {} {}", notice.message, notice.hint)),
+        Event::Error(notice) => text::clean_line(&format!("error: {} {}", notice.message, notice.hint)),
         Event::Summary(summary) => {
             let mut line = format!("left after {:.0} s", summary.since_start_ms / 1000.0);
             for peer in &summary.peers {

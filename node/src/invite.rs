@@ -190,7 +190,8 @@ impl FromStr for Invite {
                 Some(("secret", text)) => invite.secret = Some(read_secret(&invite.room, text)?),
                 Some(("at", text)) if invite.rendezvous.len() < MAX_RENDEZVOUS => {
                     let bad = || InviteError::BadAddress(crate::text::clean_name(text));
-                    let address = percent_decoded(text).ok_or_else(bad)?;
+                    let drawable = |text: &String| text.chars().all(crate::text::is_drawable);
+                    let address = percent_decoded(text).filter(drawable).ok_or_else(bad)?;
                     invite.rendezvous.push(address.parse().map_err(|_| bad())?);
                 }
                 // A private invite cut off after the word must not open the open room of that name.

@@ -7,6 +7,7 @@
 //! [`OVERLAP`] after a change both paths are sent on, and nothing is lost if the new one fails.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,6 +40,8 @@ const BARRED_MOST: Duration = Duration::from_secs(8);
 /// Questions on a path that never answered come this often at first, then every [`PROBE_EVERY`].
 const FIRST_PROBES_EVERY: Duration = Duration::from_millis(200);
 const FIRST_PROBES: u32 = 10;
+/// Questions of one path whose answers are waited for: those of the first two seconds.
+const MAX_ASKED: usize = 10;
 /// How often a path is asked.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
@@ -88,7 +91,8 @@ struct Rung {
     busy: bool,
     falls: u32,
     barred_until: Option<Instant>,
-    asked: Option<(u32, Instant)>,
+    /// Questions without an answer yet, oldest first, at most [`MAX_ASKED`].
+    asked: VecDeque<(u32, Instant)>,
     questions: u32,
     next_question: Instant,
 }
@@ -137,11 +141,21 @@ impl Paths {
         self.route.path()
     }
 
-    /// Takes a new path in. False where there are [`MAX_PATHS`] already.
-    pub fn add(&mut self, now: Instant, path: Arc<dyn Path>) -> bool {
+    /// Whether another path fits in.
+    pub fn has_room(&mut self) -> bool {
         self.drop_closed();
-        if self.open.len() >= MAX_PATHS {
-            return false;
+        self.open.len() < MAX_PATHS
+    }
+
+    /// Takes a new path in. False where there are [`MAX_PATHS`] already. A direct one takes the place of a relay that is
+    /// not used: servers must not be able to keep direct paths out.
+    pub fn add(&mut self, now: Instant, path: Arc<dyn Path>) -> bool {
+        if !self.has_room() {
+            let used = self.used;
+            let spare = |entry: &Rung| rung(entry.path.kind()) > 0 && Some(entry.path.id()) != used;
+            let at = self.open.iter().position(spare).filter(|_| rung(path.kind()) == 0);
+            let Some(at) = at else { return false };
+            self.open.remove(at).path.close(CloseReason::Silent);
         }
         self.open.push(Rung {
             proven: rung(path.kind()) == 0,
@@ -151,7 +165,7 @@ impl Paths {
             busy: false,
             falls: 0,
             barred_until: None,
-            asked: None,
+            asked: VecDeque::new(),
             questions: 0,
             next_question: now,
             path,
@@ -204,18 +218,21 @@ impl Paths {
         let quick = !rung.proven && rung.questions < FIRST_PROBES;
         rung.next_question = now + if quick { FIRST_PROBES_EVERY } else { PROBE_EVERY };
         self.next_question = self.next_question.wrapping_add(1);
-        rung.asked = Some((self.next_question, now));
+        if rung.asked.len() >= MAX_ASKED {
+            rung.asked.pop_front();
+        }
+        rung.asked.push_back((self.next_question, now));
         Some((self.next_question, rung.path.clone()))
     }
 
     /// The answer to a question came on this path.
     pub fn handle_answer(&mut self, now: Instant, id: usize, question: u32) {
         let Some(rung) = self.open.iter_mut().find(|rung| rung.path.id() == id) else { return };
-        if let Some((asked, at)) = rung.asked
-            && asked == question
-        {
-            rung.asked = None;
-            rung.heard(now);
+        // It came end to end, however late: where the round trip is long, newer questions are under way already.
+        rung.heard(now);
+        if let Some(at) = rung.asked.iter().position(|(asked, _)| *asked == question) {
+            let (_, at) = rung.asked[at];
+            rung.asked.retain(|(_, asked_at)| *asked_at > at);
             rung.path.measured(now.saturating_duration_since(at));
         }
     }
@@ -234,7 +251,7 @@ impl Paths {
         {
             // Those that stand by are asked at once.
             for (_, rung) in self.open.iter_mut().enumerate().filter(|(other, _)| *other != at) {
-                let soon = rung.asked.map_or(now, |(_, asked)| now.max(asked + FIRST_PROBES_EVERY));
+                let soon = rung.asked.back().map_or(now, |(_, asked)| now.max(*asked + FIRST_PROBES_EVERY));
                 rung.next_question = rung.next_question.min(soon);
             }
         }
@@ -355,11 +372,6 @@ impl Paths {
             rung.path.relay().is_some_and(|(through, to)| Arc::ptr_eq(through, uplink) && to == index)
         };
         self.open.iter().find(leads)
-    }
-
-    /// Whether a path of this kind is open.
-    pub fn has(&self, kind: PathKind) -> bool {
-        self.open.iter().any(|rung| rung.path.kind() == kind && rung.path.is_open())
     }
 
     /// The open path with this number.
@@ -486,9 +498,6 @@ pub(crate) mod tests {
         fn send(&self, _: Bytes) -> Result<(), SendError> {
             self.sent.fetch_add(1, Relaxed);
             Ok(())
-        }
-        fn max_size(&self) -> usize {
-            1200
         }
         fn rtt(&self) -> Duration {
             Duration::from_millis(self.rtt_ms.load(Relaxed))

@@ -3,11 +3,11 @@
 //! One thread, woken by the sound card's clock, and by others only where QUIC has something to do for them. QUIC's own
 //! tasks run on it too (see [`transport::Drive`]). In packet order, each round:
 //!
-//! 1. `obey`: commands of the node loop (a new voice, a key, a clock offset).
-//! 2. QUIC takes in what the sockets hold; `receive`: every datagram that came since is opened and put into its speaker's jitter buffer.
+//! 1. QUIC takes in what the sockets hold. `obey`: commands of the node loop (a new voice, a key, a clock offset).
+//! 2. `receive`: every datagram that came since is opened and put into its speaker's jitter buffer.
 //! 3. `play`: each period the card wants is pulled from the jitter buffers, mixed and written.
-//! 4. `speak`: each period the card captured is encoded, sealed once, and sent to everybody; QUIC sends
-//!    it off.
+//! 4. `speak`: each period the card captured is encoded, sealed once, and sent to everybody; QUIC
+//!    sends it off.
 //! 5. `tell`: reports for the speakers twice a second, figures for people once a second.
 //!
 //! Nothing here blocks on the network or on a person: paths drop what they cannot send, full event queues drop figures.
@@ -417,7 +417,14 @@ impl Engine {
             self.tell();
         }
         let last = Box::new(self.stats());
-        if let Err(error) = self.audio.finish() {
+        // A sound server may take its time to let go. QUIC must not stand still meanwhile: goodbyes are on their way.
+        let audio = self.audio;
+        let closing = std::thread::Builder::new().name("sound close".into()).spawn(move || audio.finish());
+        while closing.as_ref().is_ok_and(|closing| !closing.is_finished()) {
+            std::thread::park_timeout(FAREWELL_WAIT);
+            transport::turn().await;
+        }
+        if let Ok(Ok(Err(error))) = closing.map(JoinHandle::join) {
             tracing::warn!(%error, "the recording may be incomplete");
         }
         let _ = self.events.try_send(MediaEvent::Stopped(last));

@@ -54,7 +54,14 @@ pub fn told_apart<'a>(
     let mut shown = BTreeMap::new();
     for (peer, name, look) in &people {
         let shared = people.iter().any(|(other, _, theirs)| other != peer && theirs == look);
-        let apart = !shared && *look != mine && !look.is_empty() && !is_reserved(look) && !name.contains('·');
+        // What begins with a sign could pass for a line of the program itself.
+        let letters = name.starts_with(char::is_alphanumeric);
+        let apart = !shared
+            && *look != mine
+            && letters
+            && !look.is_empty()
+            && !is_reserved(look)
+            && !name.contains('·');
         let label = if apart { name.clone() } else { format!("{name}·{}", key_tail(peer, &people)) };
         shown.insert(*peer, label);
     }

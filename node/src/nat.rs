@@ -7,6 +7,8 @@ use std::{
 
 use serde::Serialize;
 
+use crate::rendezvous::{Scope, policy::scope_of_ip};
+
 /// Observations remembered. The oldest goes.
 pub const MAX_OBSERVATIONS: usize = 16;
 
@@ -113,7 +115,9 @@ impl Observations {
 
     /// How ports of one family are mapped, for a node that listens at these addresses.
     pub fn mapping(&self, v6: bool, listening: &[SocketAddr]) -> Mapping {
-        let all: Vec<Observation> = self.of(v6).copied().collect();
+        // A server on our own network sees no NAT, whatever stands before the internet.
+        let public = |seen: &&Observation| scope_of_ip(seen.seen.ip()) == Some(Scope::Public);
+        let all: Vec<Observation> = self.of(v6).filter(public).copied().collect();
         let Some(first) = all.first() else { return Mapping::Unknown };
         if all.iter().all(|observation| listening.contains(&observation.seen)) {
             return Mapping::None;
@@ -158,6 +162,9 @@ mod tests {
             "the other family says nothing"
         );
         assert_eq!(mapping(&[(one, "9.9.9.9:5000")]), Mapping::None);
+        let lan = ("192.168.1.1:4001", "192.168.1.2:5000");
+        assert_eq!(mapping(&[lan]), Mapping::Unknown, "a server on the same network cannot tell");
+        assert_eq!(mapping(&[lan, (one, "8.8.8.8:5000")]), Mapping::Some);
         assert_eq!(mapping(&[(one, "8.8.8.8:5000")]), Mapping::Some);
         assert_eq!(mapping(&[(one, "8.8.8.8:7"), (other_port, "8.8.8.8:7")]), Mapping::EndpointIndependent);
         assert_eq!(

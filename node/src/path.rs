@@ -48,8 +48,6 @@ pub trait Path: Send + Sync {
     /// # Errors
     /// See [`SendError`].
     fn send(&self, datagram: Bytes) -> Result<(), SendError>;
-    /// Largest datagram that fits now, bytes. Changes with the path's MTU: ask, do not remember.
-    fn max_size(&self) -> usize;
     /// Smoothed round trip.
     fn rtt(&self) -> Duration;
     /// Loss, round trip and rate as the path itself saw them.
@@ -139,10 +137,6 @@ impl Path for QuicPath {
             quinn::SendDatagramError::TooLarge => SendError::TooLarge { len },
             _ => SendError::Closed,
         })
-    }
-
-    fn max_size(&self) -> usize {
-        self.connection.max_datagram_size().unwrap_or(0)
     }
 
     fn rtt(&self) -> Duration {

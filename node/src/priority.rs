@@ -8,7 +8,7 @@ const HURRIED: i32 = -15;
 /// Puts the calling thread on the least real-time priority (SCHED_FIFO), or makes it nice to nobody, or neither: an
 /// ordinary user may be granted none of both. True where it is real-time.
 ///
-/// For threads that do a little, often, and never wait for a lock that a slow thread holds.
+/// For threads that do a little, often, and wait for no lock but those that are held for microseconds.
 pub fn real_time() -> bool {
     let granted = thread_priority::set_thread_priority_and_policy(
         thread_priority::thread_native_id(),

@@ -7,7 +7,7 @@ export LAB_DIR LAB_TMP
 export LAB_BIN="$LAB_TMP/build/release"
 export LAB_PY="$LAB_TMP/venv/bin/python"
 # Sockets have short names: a path of more than 107 bytes is none.
-export LAB_RUN="${LAB_RUN:-/tmp/hallway-compare-$(id -u)}"
+export LAB_RUN="${LAB_RUN:-/run/hallway-compare}"
 export XDG_RUNTIME_DIR="$LAB_RUN"
 export XDG_CONFIG_HOME="$LAB_TMP/cfg"
 export PIPEWIRE_RUNTIME_DIR="$LAB_RUN"

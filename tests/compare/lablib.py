@@ -34,15 +34,9 @@ def in_ns(who, cmd):
 PROFILES = os.path.join(HERE, "../../node/src/bench/profiles.toml")
 
 
-def profiles_file(name):
-    """The same table that `hallway bench` has built in."""
-    if name in tomllib.load(open(PROFILES, "rb"))["profile"]:
-        return PROFILES
-    raise SystemExit(f"no profile {name}")
-
-
 def profile(name):
-    return tomllib.load(open(profiles_file(name), "rb"))["profile"][name]
+    """Of the same table that `hallway bench` has built in."""
+    return tomllib.load(open(PROFILES, "rb"))["profile"][name]
 
 
 def base_delay(name):
@@ -52,13 +46,11 @@ def base_delay(name):
 
 
 class Link:
-    def __init__(self, name, rep, seconds, out):
-        pf = profiles_file(name)
+    def __init__(self, name, rep, out):
         self.seed = profile(name)["seed"] + 7919 * rep
         self.statsf = out + ".link.jsonl"
         self.p = subprocess.Popen(
-            [f"{BIN}/compare-link", "link", "--ns-a", NS["a"], "--ns-b", NS["b"], "--addr-a", ADDR["a"], "--addr-b", ADDR["b"],
-             "--profiles", pf, "--profile", name, "--seed", str(self.seed), "--seconds", str(seconds), "--stats", self.statsf],
+            ["chrt", "-f", "60", os.environ["LAB_LINK"], name, str(rep), NS["a"], ADDR["a"], NS["b"], ADDR["b"], self.statsf],
             stdout=subprocess.PIPE, text=True)
         line = self.p.stdout.readline()
         if not line.startswith("READY"):
@@ -78,10 +70,11 @@ class Link:
         dt = (y["t_ns"] - x["t_ns"]) / 1e9
         res = {"seconds": dt}
         for d in ("ab", "ba"):
-            k = {n: y[d][n] - x[d][n] for n in ("in_pkts", "in_bytes", "out_pkts", "out_bytes", "lost_random", "lost_burst", "lost_queue", "late_over_300us")}
+            k = {n: y[d]["counts"][n] - x[d]["counts"][n]
+                 for n in ("sent", "sent_bytes", "delivered", "delivered_bytes", "lost_random", "lost_burst", "lost_queue")}
             lost = k["lost_random"] + k["lost_burst"] + k["lost_queue"]
-            res[d] = dict(k, sent_Bps=k["in_bytes"] / dt, delivered_Bps=k["out_bytes"] / dt, sent_pps=k["in_pkts"] / dt,
-                          loss_pct=100.0 * lost / max(1, k["in_pkts"]), late_mean_us=y[d]["late_mean_us"], late_max_us=y[d]["late_max_us"])
+            res[d] = dict(k, sent_Bps=k["sent_bytes"] / dt, delivered_Bps=k["delivered_bytes"] / dt, sent_pps=k["sent"] / dt,
+                          loss_pct=100.0 * lost / max(1, k["sent"]), late_most_us=y[d]["late_most_us"])
         return res
 
 

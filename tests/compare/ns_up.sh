@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the two network namespaces (joined later by compare-link only; no other link exists).
+# Makes the two network namespaces (joined later by the link only; no other link exists).
 . "$(dirname "$0")/lab_env.sh"
 for n in "$NS_A" "$NS_B"; do
   ip netns list | grep -qw "$n" || ip netns add "$n"

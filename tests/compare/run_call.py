@@ -6,11 +6,13 @@
 
 Writes OUT/<label>.<profile>.<rep>.result.json (OUT = $LAB_TMP/rec unless --out).
 """
-import argparse, asyncio, importlib, json, os, subprocess, sys, time
+import argparse, asyncio, importlib, json, os, signal, subprocess, sys, time
 import lablib
 
 
 async def call(a, opts):
+    # Whoever ends this ends the programs that it started too.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     mod = importlib.import_module("peers." + a.peer)
     lay = lablib.layout()
     total = lay["total"] - 1.5
@@ -22,7 +24,7 @@ async def call(a, opts):
     run = {"peer": a.peer, "label": label, "profile": a.profile, "rep": a.rep, "opts": opts, "started": time.strftime("%FT%TZ", time.gmtime()),
            "directions": opts.get("directions", "ab,ba").split(",")}
     try:
-        link = lablib.Link(a.profile, a.rep, total + 60, base)
+        link = lablib.Link(a.profile, a.rep, base)
         run["link_seed"] = link.seed
         peer = mod.Peer(opts)
         bd = lablib.base_delay(a.profile)

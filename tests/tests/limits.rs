@@ -31,7 +31,7 @@ fn socket_in(listen: &[String]) -> SocketAddr {
 
 #[test]
 fn a_users_ceiling_holds_within_five_percent_over_any_five_seconds() {
-    const KBPS: f64 = 120.0;
+    const KBPS: f64 = 200.0;
     let hall = Hall::open();
     let link = Profile::symmetric("1 ms", LinkConfig { delay_ms: 1.0, ..LinkConfig::default() }, 7);
     let proxy = Proxy::start(ProxyConfig::new(link)).unwrap();
@@ -40,7 +40,7 @@ fn a_users_ceiling_holds_within_five_percent_over_any_five_seconds() {
         let args = NodeArgs { input: "tone:440".into(), ..NodeArgs::default() };
         hall.node("kitchen", name, args.with(&["--announce", at, "--path", "direct"]).with(more))
     };
-    let mut ana = node("ana", &stand_ins[0], &["--max-rate", "120"]);
+    let mut ana = node("ana", &stand_ins[0], &["--max-rate", "200"]);
     let mut ben = node("ben", &stand_ins[1], &[]);
     proxy.set_a(socket_in(&ana.listen()));
     proxy.set_b(socket_in(&ben.listen()));

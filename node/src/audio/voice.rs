@@ -225,7 +225,8 @@ impl Works {
 
     fn capture(&mut self, pcm: &[f32], lag: Duration) -> &[f32] {
         for sample in pcm {
-            self.captured.push(*sample);
+            // The filters remember: what is no number would never leave them again.
+            self.captured.push(if sample.is_finite() { *sample } else { 0.0 });
             if self.captured.len() == BLOCK {
                 let lag_ms = i32::try_from(lag.as_millis()).unwrap_or(i32::MAX);
                 // Clamped where it is absurd: the canceller finds the true delay by itself.

@@ -107,7 +107,8 @@ async fn measure(command: &BenchCommand) -> anyhow::Result<ExitCode> {
             let report = room::measure(args, place.path()).await?;
             print(&report.table())?;
             args.out.write(&report, || report.page())?;
-            return Ok(ExitCode::SUCCESS);
+            let all_heard = report.nodes.iter().all(|node| node.heard as u64 + 1 >= args.nodes);
+            return Ok(ExitCode::from(u8::from(!all_heard)));
         }
         BenchCommand::Codec(args) => {
             let wanted = args.clone();

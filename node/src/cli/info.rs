@@ -83,7 +83,9 @@ pub fn devices(args: &DevicesArgs) -> Result<ExitCode, Failure> {
         };
         let rate = device.rate_hz.map_or(String::new(), |rate| format!(", {rate} Hz"));
         let channels = device.channels.map_or(String::new(), |n| format!(", {n} ch"));
-        text += &format!("{}\n    {} ({direction}{default}{rate}{channels})\n", device.name, device.host);
+        // A Bluetooth device chose its name itself.
+        let name = crate::text::clean_line(&device.name);
+        text += &format!("{name}\n    {} ({direction}{default}{rate}{channels})\n", device.host);
     }
     if found.is_empty() {
         text += "No sound device found.\n";

@@ -3,13 +3,12 @@
 use std::{
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{DataDir, Failure, info, lines, node_runtime};
 use crate::{
@@ -151,12 +150,19 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         Face::Screen(open.map_err(|e| Failure::other(format!("no screen: {e}"), "Try --plain."))?)
     } else {
         let format = if args.json { Format::Json } else { Format::Plain };
-        let keyboard = format == Format::Plain && !args.headless && std::io::stdin().is_terminal();
+        // In the background of a shell whoever reads the terminal is stopped.
+        let person = args.plain || std::io::stdout().is_terminal();
+        let keyboard = format == Format::Plain && !args.headless && person && std::io::stdin().is_terminal();
         if keyboard {
             let orders = commands.clone();
             std::thread::spawn(move || lines::read(&orders));
         }
-        Face::Lines(std::thread::spawn(move || print(happened, format)))
+        let (done, printed) = oneshot::channel();
+        std::thread::spawn(move || {
+            print(happened, format);
+            let _ = done.send(());
+        });
+        Face::Lines(printed)
     };
     let data_dir = args.data_dir.path()?;
     let keypair = info::load_identity(&data_dir)?;
@@ -241,13 +247,17 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     let runtime = node_runtime()?;
     // This thread becomes the network's: what it reads late is heard late.
     priority::hurried();
-    runtime.block_on(talk(config, audio, Wires { events, commands, orders, face }))
+    let ended = runtime.block_on(talk(config, audio, Wires { events, commands, orders, face }));
+    // A sound system that hangs while it opens a device must not keep the person.
+    runtime.shutdown_background();
+    ended
 }
 
 /// How the person is spoken to.
 enum Face {
     Screen(ScreenHandle),
-    Lines(JoinHandle<()>),
+    /// Told when the last line is printed.
+    Lines(oneshot::Receiver<()>),
 }
 
 /// What connects the node and the person.
@@ -274,12 +284,9 @@ async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCo
             let _ = farewell.map(|line| writeln!(out, "{line}"));
             complaints.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{line}")));
         }
-        Face::Lines(printer) => {
+        Face::Lines(printed) => {
             // The printer ends with the last event; a reader that does not read must not keep us.
-            let deadline = Instant::now() + Duration::from_millis(500);
-            while !printer.is_finished() && Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+            let _ = tokio::time::timeout(Duration::from_millis(500), printed).await;
         }
     }
     let code = match ended {

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, Write as _};
 use tokio::sync::mpsc;
 
 use crate::{
-    audio::End,
+    audio::{End, Switch},
     controls::Speak,
     names,
     node::{Answer, Command, Order, Snapshot},
@@ -26,6 +26,7 @@ t /talk            push to talk: open or close the microphone
 /input NAME        speak through another device
 /output NAME       listen through another device
 /name NAME         be called something else
+/echo /noise /gain auto, on or off: echo cancellation, noise suppression, automatic gain
 //...              say a line that begins with a slash";
 
 /// A line, understood.
@@ -71,6 +72,7 @@ fn parse(line: &str) -> Line {
             Ok(dbov) => Line::Say(Command::Threshold { dbov }),
             Err(_) => Line::Wrong("/threshold -45".into()),
         },
+        ("/echo" | "/noise" | "/gain", when) => processing(word, when),
         ("/who", "") => Line::Who,
         ("/volume", rest) => {
             match rest.rsplit_once(' ').and_then(|(who, db)| Some((who, db.parse().ok()?))) {
@@ -91,16 +93,30 @@ fn parse(line: &str) -> Line {
     }
 }
 
+fn processing(word: &str, when: &str) -> Line {
+    let Ok(switch) = <Switch as clap::ValueEnum>::from_str(when, true) else {
+        return Line::Wrong(format!("{word} auto, {word} on or {word} off"));
+    };
+    let only = |name: &str| (word == name).then_some(switch);
+    Line::Say(Command::Processing {
+        echo_cancel: only("/echo"),
+        noise_suppression: only("/noise"),
+        gain: only("/gain"),
+    })
+}
+
 fn device(end: End, name: &str) -> Line {
     Line::Say(Command::Device { end, name: name.to_owned() })
 }
 
 /// Reads lines until the keyboard or the node ends.
 pub fn read(orders: &mpsc::Sender<Order>) {
-    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-        if obey(&line, orders).is_none() {
+    let (mut keyboard, mut line) = (std::io::stdin().lock(), Vec::new());
+    while matches!(keyboard.read_until(b'\n', &mut line), Ok(1..)) {
+        if obey(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']), orders).is_none() {
             return;
         }
+        line.clear();
     }
 }
 
@@ -133,7 +149,11 @@ fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
             let (order, answered) = Order::asking(Command::Devices);
             orders.blocking_send(order).ok()?;
             if let Ok(Answer::Devices(found)) = answered.blocking_recv().ok()? {
-                found.iter().for_each(|device| say(&format!("  {} ({})", device.id, device.name)));
+                let clean = crate::text::clean_line;
+                let line = |device: &crate::audio::DeviceInfo| {
+                    format!("  {} ({})", clean(&device.id), clean(&device.name))
+                };
+                found.iter().for_each(|device| say(&line(device)));
             }
             return Some(());
         }
@@ -171,11 +191,10 @@ fn labels(snapshot: &Snapshot) -> std::collections::BTreeMap<libp2p::PeerId, Str
 
 fn person(snapshot: &Snapshot, who: &str, volume: Option<i8>) -> Option<Command> {
     let labels = labels(snapshot);
-    let meant = |person: &&crate::node::Person| {
-        labels.get(&person.peer_id).is_some_and(|label| label == who)
-            || person.peer_id.to_base58().ends_with(who)
-    };
-    let person = snapshot.people.iter().find(meant)?;
+    // A name first; else so much of the key that nobody is meant by chance.
+    let named = |person: &&crate::node::Person| labels.get(&person.peer_id).is_some_and(|label| label == who);
+    let keyed = |person: &&crate::node::Person| who.len() >= 6 && person.peer_id.to_base58().ends_with(who);
+    let person = snapshot.people.iter().find(named).or_else(|| snapshot.people.iter().find(keyed))?;
     let peer_id = person.peer_id;
     Some(match volume {
         Some(volume_db) => Command::Volume { peer_id, volume_db },
@@ -227,12 +246,20 @@ mod tests {
             ("/volume Ana B -6", Line::Person("Ana B".into(), Some(-6))),
             ("/hear ben·Xy12ab", Line::Person("ben·Xy12ab".into(), None)),
             ("/input USB Headset", device(End::Input, "USB Headset")),
+            (
+                "/noise off",
+                Line::Say(Command::Processing {
+                    echo_cancel: None,
+                    noise_suppression: Some(Switch::Off),
+                    gain: None,
+                }),
+            ),
             ("/who", Line::Who),
             ("/help", Line::Help),
         ] {
             assert_eq!(parse(line), meant, "{line}");
         }
-        for wrong in ["/sing", "/voice", "/threshold loud", "/volume ana", "/hear", "/input"] {
+        for wrong in ["/sing", "/voice", "/threshold loud", "/volume ana", "/hear", "/input", "/echo loud"] {
             assert!(matches!(parse(wrong), Line::Wrong(_)), "{wrong}");
         }
     }

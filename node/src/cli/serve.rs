@@ -46,8 +46,9 @@ pub struct RendezvousArgs {
     #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().rooms)]
     forward_rooms: usize,
     /// Members of one of them
-    #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().members)]
-    forward_members: usize,
+    #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().members as u8,
+        value_parser = clap::value_parser!(u8).range(1..))]
+    forward_members: u8,
     /// Members of all of them
     #[arg(long, value_name = "COUNT", default_value_t = forward::Limits::default().sessions)]
     forward_sessions: usize,
@@ -105,7 +106,7 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
         room_kbps: args.forward_room_rate,
         sender_kbps: args.forward_sender_rate,
         rooms: args.forward_rooms,
-        members: args.forward_members,
+        members: args.forward_members.into(),
         sessions: args.forward_sessions,
         sessions_reserved: defaults.sessions_reserved.min(args.forward_sessions / 10),
         ..defaults
@@ -140,14 +141,17 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
         }
     }
     // Watchers hear a goodbye and look elsewhere; the swarm must be polled to carry it.
-    let polling = async {
-        loop {
-            swarm.select_next_some().await;
+    let shutdown = server.shutdown();
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            _ = swarm.select_next_some() => {}
+            Some(event) = events.recv() => tell(args.json, &event),
         }
-    };
-    tokio::select! {
-        () = server.shutdown() => {}
-        () = polling => {}
+    }
+    while let Ok(event) = events.try_recv() {
+        tell(args.json, &event);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,7 +20,7 @@ pub struct Facts {
     pub version: &'static str,
     pub ipv4: Family,
     pub ipv6: Family,
-    pub router: Router,
+    pub router: Option<Router>,
     pub servers: Vec<Server>,
     pub rtt_ms: Option<f64>,
     pub jitter_ms: Option<f64>,
@@ -43,7 +43,7 @@ pub struct Family {
 }
 
 /// What the router offers.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Router {
     pub upnp: bool,
@@ -97,7 +97,7 @@ pub enum Rung {
     /// Only with people on the same network.
     Lan,
     None,
-    /// No server was asked.
+    /// No server was asked, or none over UDP.
     Unknown,
 }
 
@@ -130,7 +130,9 @@ impl Facts {
 
     /// Whether the router's port leads to this machine.
     fn has_port(&self) -> bool {
-        self.router.external.is_some_and(|port| self.ipv4.seen_at.iter().any(|seen| seen.ip() == *port.ip()))
+        self.router
+            .and_then(|router| router.external)
+            .is_some_and(|port| self.ipv4.seen_at.iter().any(|seen| seen.ip() == *port.ip()))
     }
 }
 
@@ -152,7 +154,10 @@ fn rung(facts: &Facts) -> (Rung, String) {
     }
     match (facts.udp(), facts.tcp()) {
         (Some(true), _) => {}
-        (_, Some(true)) => return (Rung::Tcp, "UDP does not get through; TCP does".into()),
+        (Some(false), Some(true)) => return (Rung::Tcp, "UDP does not get through; TCP does".into()),
+        (None, Some(true)) => {
+            return (Rung::Unknown, "TCP gets through; no UDP address of a server was tried".into());
+        }
         _ => return (Rung::Lan, "no server answers: only people on this network can be reached".into()),
     }
     let v4 = facts.ipv4.mapping;
@@ -172,7 +177,8 @@ fn rung(facts: &Facts) -> (Rung, String) {
         );
     }
     if v4.is_nat() {
-        return (Rung::Punched, format!("{}; a hole can be punched", v4.in_words()));
+        let only = if v4 == Mapping::Some { "if it keeps one port towards everybody, " } else { "" };
+        return (Rung::Punched, format!("{}; {only}a hole can be punched", v4.in_words()));
     }
     match facts.ipv6.mapping {
         Mapping::None => (Rung::Relayed, "IPv6 only: direct with people who have it too".into()),
@@ -187,8 +193,15 @@ fn improve(facts: &Facts, rung: Rung) -> Vec<String> {
             list.push(text.to_owned());
         }
     };
-    let router = &facts.router;
-    add(rung == Rung::Unknown, "Name a rendezvous server: hallway doctor --at MULTIADDR.");
+    let (router, asked) = (facts.router.unwrap_or_default(), facts.router.is_some());
+    add(
+        facts.servers.is_empty() && rung == Rung::Unknown,
+        "Name a rendezvous server: hallway doctor --at MULTIADDR.",
+    );
+    add(
+        !facts.servers.is_empty() && facts.udp().is_none(),
+        "Name a UDP address of the server too: /ip4/ADDRESS/udp/4001/quic-v1.",
+    );
     add(rung == Rung::None, "Connect this machine to a network.");
     add(
         rung == Rung::Lan,
@@ -200,7 +213,7 @@ fn improve(facts: &Facts, rung: Rung) -> Vec<String> {
     );
     let natted = matches!(rung, Rung::Relayed | Rung::Punched) && facts.ipv4.mapping.is_nat();
     add(
-        natted && !(router.upnp || router.pcp || router.nat_pmp),
+        natted && asked && !(router.upnp || router.pcp || router.nat_pmp),
         "Switch UPnP or PCP on in the router, or forward a UDP port and tell it: --listen /ip4/0.0.0.0/udp/PORT/quic-v1 \
          --announce /ip4/PUBLIC-ADDRESS/udp/PORT/quic-v1.",
     );
@@ -242,7 +255,8 @@ fn improve(facts: &Facts, rung: Rung) -> Vec<String> {
 pub fn in_words(facts: &Facts, verdict: &Verdict) -> String {
     let mut text = String::from("network\n");
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "  {name:<12} {value}");
+        // Addresses come from invites, reasons from whoever answered.
+        let _ = writeln!(text, "  {name:<12} {}", crate::text::clean_line(value));
     };
     for (name, family) in [("IPv4", &facts.ipv4), ("IPv6", &facts.ipv6)] {
         let mut value = listed(&family.addresses).unwrap_or_else(|| "none".into());
@@ -254,10 +268,11 @@ pub fn in_words(facts: &Facts, verdict: &Verdict) -> String {
             line("", family.mapping.in_words());
         }
     }
-    let router = &facts.router;
+    let router = facts.router.unwrap_or_default();
     let spoken = [(router.upnp, "UPnP"), (router.pcp, "PCP"), (router.nat_pmp, "NAT-PMP")];
     let spoken: Vec<&str> = spoken.iter().filter(|(speaks, _)| *speaks).map(|(_, name)| *name).collect();
     let ports = match (spoken.is_empty(), router.external) {
+        (true, None) if facts.router.is_none() => "not asked".to_owned(),
         (true, None) => "gives no ports (no UPnP, PCP or NAT-PMP)".to_owned(),
         (_, Some(port)) => format!("gave port {port} ({})", spoken.join(", ")),
         (false, None) => format!("speaks {} but gave no port", spoken.join(", ")),
@@ -332,7 +347,7 @@ mod tests {
                 mapping,
             },
             ipv6: Family::default(),
-            router: Router::default(),
+            router: Some(Router::default()),
             servers: vec![server(Transport::Quic, udp), server(Transport::Wss, tcp)],
             rtt_ms: None,
             jitter_ms: None,
@@ -355,13 +370,30 @@ mod tests {
     #[test]
     fn a_port_of_the_router_counts_only_where_servers_see_its_address() {
         let mut natted = facts(Mapping::AddressAndPortDependent, true, true);
-        natted.router =
-            Router { upnp: true, external: Some("8.8.8.8:77".parse().unwrap()), ..Router::default() };
+        let router = |external: &str| {
+            Some(Router { upnp: true, external: Some(external.parse().unwrap()), ..Router::default() })
+        };
+        natted.router = router("8.8.8.8:77");
         assert_eq!(verdict(&natted).rung, Rung::Direct);
-        natted.router.external = Some("100.64.0.7:77".parse().unwrap());
+        natted.router = router("100.64.0.7:77");
         let verdict = verdict(&natted);
         assert_eq!(verdict.rung, Rung::Relayed);
         assert!(verdict.improve[0].contains("behind another NAT"), "{verdict:?}");
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_was_not_asked() {
+        let mut facts = facts(Mapping::EndpointIndependent, true, true);
+        facts.router = None;
+        let said = in_words(&facts, &verdict(&facts));
+        assert!(said.contains("not asked") && !said.contains("Switch UPnP"), "{said}");
+        facts.servers.remove(0);
+        let judged = verdict(&facts);
+        assert_eq!(judged.rung, Rung::Unknown);
+        assert!(judged.improve[0].contains("UDP address"), "{judged:?}");
+        facts.servers[0].error = Some("closed by peer: \u{1b}[2J".into());
+        facts.servers[0].connected_after_ms = None;
+        assert!(!in_words(&facts, &judged).contains('\u{1b}'));
     }
 
     #[test]

@@ -30,14 +30,16 @@ use crate::{
     transport::{self, Authenticated, wss},
 };
 
-/// Addresses of servers that are tried.
-pub const MAX_ADDRESSES: usize = 16;
+/// Addresses of servers that are tried: they may all be of one, and neither side lets more connections of one peer in.
+pub const MAX_ADDRESSES: usize = swarm::MAX_CONNECTIONS_PER_PEER as usize;
 /// How often a server is pinged.
 const PING_EVERY: Duration = Duration::from_millis(100);
 /// How long servers are pinged after the last one answered.
 const LISTEN_FOR: Duration = Duration::from_millis(1500);
 /// How long the router may take.
 const ROUTER_PATIENCE: Duration = Duration::from_millis(2500);
+/// This version was written after that: 2026-11-01 UTC.
+const WRITTEN: Duration = Duration::from_secs(1_793_491_200);
 /// Older than this no program is in use.
 const LONG_AFTER: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
@@ -165,7 +167,8 @@ impl Probe {
             SwarmEvent::NewListenAddr { address, .. } => {
                 self.listening.extend(transport::to_socket_addr(&address));
             }
-            SwarmEvent::ConnectionEstablished { connection_id, endpoint, .. } => {
+            // Only those we asked are believed.
+            SwarmEvent::ConnectionEstablished { connection_id, endpoint, .. } if endpoint.is_dialer() => {
                 let observer = transport::to_socket_addr(endpoint.get_remote_address());
                 self.observers.extend(observer.map(|observer| (connection_id, observer)));
                 let after = self.began.elapsed().as_secs_f64() * 1000.0;
@@ -230,7 +233,7 @@ impl Probe {
         }
     }
 
-    fn facts(self, router: Router) -> Facts {
+    fn facts(self, router: Option<Router>) -> Facts {
         let quickest = self.pings.values().filter(|pings| pings.len() >= 3).min_by_key(|pings| {
             let mut sorted = (*pings).clone();
             sorted.sort();
@@ -263,36 +266,29 @@ impl Probe {
     }
 }
 
-/// Asks the router what it speaks, and for a port that is given back at once.
-async fn ask_router(port: Option<NonZeroU16>) -> Router {
-    let Some(port) = port else { return Router::default() };
+/// Asks the router what it speaks, and for a port that is given back at once. `None`: it was not asked, or said nothing in
+/// time.
+async fn ask_router(port: Option<NonZeroU16>) -> Option<Router> {
+    let port = port?;
     let client = portmapper::Client::new(portmap::config());
     let asked = tokio::time::timeout(ROUTER_PATIENCE, client.probe()).await;
-    let found = asked.ok().and_then(Result::ok).and_then(Result::ok);
-    let mut router = found.map_or_else(Router::default, |found| Router {
-        upnp: found.upnp,
-        pcp: found.pcp,
-        nat_pmp: found.nat_pmp,
-        external: None,
-    });
+    let found = asked.ok()?.ok()?.ok()?;
+    let mut router = Router { upnp: found.upnp, pcp: found.pcp, nat_pmp: found.nat_pmp, external: None };
     if router.upnp || router.pcp || router.nat_pmp {
         let mut external = client.watch_external_address();
         client.update_local_port(port);
         let given = tokio::time::timeout(ROUTER_PATIENCE, external.wait_for(Option::is_some)).await;
         router.external = given.ok().and_then(Result::ok).and_then(|given| *given);
         client.deactivate();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        if router.external.is_some() {
+            tokio::time::sleep(portmap::GIVE_BACK).await;
+        }
     }
-    router
+    Some(router)
 }
 
-/// The clock of this machine against the age of this program.
+/// The clock of this machine against the age of this version.
 fn clock() -> Clock {
-    let now = SystemTime::now();
-    let made = std::env::current_exe().and_then(std::fs::metadata).and_then(|meta| meta.modified());
-    let plausible = made.is_ok_and(|made| {
-        let after = now.duration_since(made);
-        after.is_ok_and(|after| after < LONG_AFTER)
-    });
-    Clock { unix_s: now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()), plausible }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Clock { unix_s: now.as_secs(), plausible: now.checked_sub(WRITTEN).is_some_and(|age| age < LONG_AFTER) }
 }

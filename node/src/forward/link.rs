@@ -25,7 +25,7 @@ use super::{
 };
 use crate::rendezvous::{
     Opener, Target,
-    backoff::Backoff,
+    backoff::{self, Backoff},
     client::OPEN_PATIENCE,
     limits::{KEEP_ALIVE, STREAM_PATIENCE, WATCH_IDLE},
     streams::Opened,
@@ -34,6 +34,8 @@ use crate::rendezvous::{
 
 /// News of one link that may wait for the node loop. Past it the stream is not read.
 pub const MAX_NEWS: usize = 64;
+/// Members of a room at one server that are looked at: as many as have numbers.
+pub const MAX_LISTED: usize = 255;
 /// A server with another idea of us is asked again after this at the earliest.
 const REFUSED_LEAST: Duration = Duration::from_secs(2);
 
@@ -162,14 +164,13 @@ impl Work {
             if began.elapsed() > Duration::from_secs(10) {
                 backoff.reset();
             }
-            let mut wait = backoff.next();
-            if matches!(end, End::Refused(_) | End::Left) {
-                wait = wait.max(REFUSED_LEAST);
-            }
             // Never more than two tries a second, whoever asks.
-            sleep(Duration::from_millis(500)).await;
+            let refused = matches!(end, End::Refused(_) | End::Left);
+            let least = if refused { REFUSED_LEAST } else { backoff::SHORTEST };
+            let wait = backoff.next();
+            sleep(least).await;
             tokio::select! {
-                () = sleep(wait.saturating_sub(Duration::from_millis(500))) => {}
+                () = sleep(wait.saturating_sub(least)) => {}
                 () = again.notified() => {}
             }
         }
@@ -217,6 +218,7 @@ impl Work {
         let mut keep_alive = interval(KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         keep_alive.tick().await;
+        let mut opened = false;
         let end = loop {
             tokio::select! {
                 end = &mut writing => break end,
@@ -230,6 +232,9 @@ impl Work {
                         Some(Ok(Err(error))) => break Err(broken(&error)),
                         Some(Err(_)) | None => break Err(End::Broken("the server fell silent".into())),
                     };
+                    if event.opened.is_some() && std::mem::replace(&mut opened, true) {
+                        break Err(End::Broken("the server opened the room twice".into()));
+                    }
                     if let Err(end) = self.heard(run, server, &addr, &queue, event).await {
                         break Err(end);
                     }
@@ -264,7 +269,7 @@ impl Work {
             let known = |member: wire::Member| {
                 Some((u8::try_from(member.index).ok()?, PeerId::from_bytes(&member.peer).ok()?))
             };
-            let members = members.members.into_iter().filter_map(known).collect();
+            let members = members.members.into_iter().filter_map(known).take(MAX_LISTED).collect();
             self.tell(LinkEvent::Members { run, members }).await?;
         }
         if event.draining_ms.is_some() {

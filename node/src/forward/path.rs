@@ -26,8 +26,6 @@ use crate::{
 
 /// Members behind all forwarders of a node at a time.
 pub const MAX_INLETS: usize = 1024;
-/// Largest datagram over a control stream: as over the smallest path that QUIC allows.
-const STREAM_MAX_SIZE: usize = 1_200;
 /// Round trip assumed until one was measured.
 const UNKNOWN_RTT: Duration = Duration::from_millis(400);
 
@@ -173,14 +171,6 @@ impl Path for RelayedPath {
         self.count(bytes.saturating_add(UP_HEADER));
     }
 
-    fn max_size(&self) -> usize {
-        let most = match &self.uplink.carrier {
-            Carrier::Datagrams(route) => route.path().map_or(0, |path| path.max_size()),
-            Carrier::Stream(_) => STREAM_MAX_SIZE,
-        };
-        most.saturating_sub(UP_HEADER)
-    }
-
     fn rtt(&self) -> Duration {
         match self.rtt_us.load(Ordering::Relaxed) {
             0 => UNKNOWN_RTT,
@@ -273,17 +263,24 @@ pub struct FromMember {
 }
 
 impl Inlets {
-    /// Takes a member's path in.
-    pub fn insert(&self, server: PeerId, peer: PeerId, path: Arc<RelayedPath>, inbox: Inbox) {
+    /// Takes a member's path in: the server it leads through, who it leads to, and where the voice goes. False where there
+    /// are [`MAX_INLETS`] already.
+    pub fn insert(&self, (server, peer, path, inbox): (PeerId, PeerId, Arc<RelayedPath>, Inbox)) -> bool {
         let key = (server, path.uplink.handle, path.to);
+        let mut taken = false;
         self.0.rcu(|table| {
             let mut table = Table::clone(table);
-            table.retain(|_, inlet| inlet.path.open.load(Ordering::Relaxed));
-            if table.len() < MAX_INLETS {
+            let lives = |path: &RelayedPath| {
+                path.open.load(Ordering::Relaxed) && path.uplink.open.load(Ordering::Relaxed)
+            };
+            table.retain(|_, inlet| lives(&inlet.path));
+            taken = table.len() < MAX_INLETS;
+            if taken {
                 table.insert(key, Inlet { peer, inbox: inbox.clone(), path: path.clone() });
             }
             table
         });
+        taken
     }
 
     /// Whose datagram this is that came from `server`. `None` for what belongs to nobody.
@@ -318,13 +315,26 @@ mod tests {
         let Some(Item::Data(sent)) = queue.pop(Instant::now()) else { panic!("nothing was sent") };
         assert_eq!(read_up(&sent).unwrap().receivers, [3]);
         let (inlets, server, ben) = (Inlets::default(), PeerId::random(), PeerId::random());
-        inlets.insert(server, ben, path.clone(), Inbox::default());
+        assert!(inlets.insert((server, ben, path.clone(), Inbox::default())));
         let from = inlets.resolve(&server, &down(9, 3, b"back")).unwrap();
         assert_eq!((from.peer, from.via, &from.datagram[..]), (ben, path.id(), &b"back"[..]));
         for (server, handle, index) in [(PeerId::random(), 9, 3), (server, 8, 3), (server, 9, 4)] {
             assert!(inlets.resolve(&server, &down(handle, index, b"back")).is_none());
         }
         assert!(path.bytes().0 > 6 && path.bytes().1 > 4);
+    }
+
+    #[test]
+    fn the_members_of_rooms_that_were_opened_and_lost_for_days_take_no_place() {
+        let (inlets, server) = (Inlets::default(), PeerId::random());
+        for handle in 0..3_000 {
+            let queue = Arc::new(Queue::default());
+            let addr = "/ip4/192.0.2.1/tcp/4001".parse().unwrap();
+            let uplink = Arc::new(Uplink::new(addr, handle, Carrier::Stream(queue)));
+            let path = Arc::new(RelayedPath::new(uplink.clone(), 1, true));
+            assert!(inlets.insert((server, PeerId::random(), path, Inbox::default())), "room {handle}");
+            uplink.close();
+        }
     }
 
     #[test]

@@ -35,8 +35,6 @@ struct State<M> {
     other: VecDeque<Bytes>,
     voice: VecDeque<(Instant, Bytes)>,
     voice_bytes: usize,
-    sent: u64,
-    dropped: u64,
     /// Bytes written in the present second, in the one before, and when the present one began.
     written: (u64, u64, Option<Instant>),
     dropped_at: Option<Instant>,
@@ -57,8 +55,6 @@ impl<M> Default for Queue<M> {
             other: VecDeque::new(),
             voice: VecDeque::new(),
             voice_bytes: 0,
-            sent: 0,
-            dropped: 0,
             written: (0, 0, None),
             dropped_at: None,
             closed: false,
@@ -100,7 +96,6 @@ impl<M> Queue<M> {
         } else {
             if state.other.len() >= MAX_OTHER {
                 state.other.pop_front();
-                state.dropped = state.dropped.saturating_add(1);
                 tracing::debug!("a datagram of a session gave way in a full queue; the session repeats it");
             }
             state.other.push_back(datagram);
@@ -117,14 +112,12 @@ impl<M> Queue<M> {
             return Some(Item::Message(message));
         }
         if let Some(datagram) = state.other.pop_front() {
-            state.sent = state.sent.saturating_add(1);
             return Some(Item::Data(datagram));
         }
         while let Some((at, _)) = state.voice.front() {
             if now.saturating_duration_since(*at) <= MAX_AGE {
                 let (_, datagram) = state.voice.pop_front()?;
                 state.voice_bytes = state.voice_bytes.saturating_sub(datagram.len());
-                state.sent = state.sent.saturating_add(1);
                 state.count(now, datagram.len());
                 return Some(Item::Data(datagram));
             }
@@ -163,12 +156,6 @@ impl<M> Queue<M> {
         self.lock().closed = true;
         self.news.notify_one();
     }
-
-    /// Datagrams written and dropped since the start.
-    pub fn counts(&self) -> (u64, u64) {
-        let state = self.lock();
-        (state.sent, state.dropped)
-    }
 }
 
 impl<M> State<M> {
@@ -184,7 +171,6 @@ impl<M> State<M> {
     fn drop_voice(&mut self) {
         if let Some((_, datagram)) = self.voice.pop_front() {
             self.voice_bytes = self.voice_bytes.saturating_sub(datagram.len());
-            self.dropped = self.dropped.saturating_add(1);
         }
     }
 }
@@ -211,7 +197,6 @@ mod tests {
             })
             .collect();
         assert_eq!(left, [120, 140, 160, 180]);
-        assert_eq!(queue.counts(), (4, 6));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use futures::{AsyncReadExt as _, StreamExt as _, stream};
 use libp2p::PeerId;
 use tokio::{
     sync::{Notify, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
@@ -42,6 +42,8 @@ use crate::{
 
 /// How long members have to move away from a server that shuts down.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+/// Who is in a room is told at most this often: everybody hears of everybody, and each may come and go as it likes.
+pub const MEMBERS_PACE: Duration = Duration::from_millis(200);
 /// A peer is told at most this often that it sends too much.
 pub const REFUSALS_EVERY: Duration = Duration::from_secs(1);
 /// A datagram read from a connection that brings nothing but what cannot be forwarded is followed by this pause, so that
@@ -229,6 +231,8 @@ impl Forwarder {
         locked(&self.0.told).insert(peer, (Instant::now(), session.id));
         let serving = Serving { forwarder: self, session, peer };
         self.wake();
+        // Somebody else's wake may have taken this session's news before it had an ear.
+        ear.news.notify_one();
         let Inbound { stream, permit: _permit, .. } = inbound;
         let (reader, mut writer) = stream.split();
         let rate_kbps = locked(&self.0.core).sender_kbps();
@@ -365,6 +369,8 @@ impl Serving<'_> {
             |event: ForwardEvent| if ear.queue.push_message(event) { Ok(()) } else { Err(StreamError::Deaf) };
         let mut draining = self.forwarder.0.draining.subscribe();
         let mut told_to_leave = false;
+        // When the list is told, and when it was last: members come and go as fast as they like.
+        let (mut due, mut told): (Option<tokio::time::Instant>, Option<tokio::time::Instant>) = (None, None);
         let mut keep_alive = interval(KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         keep_alive.tick().await;
@@ -374,6 +380,11 @@ impl Serving<'_> {
                     if !locked(&self.forwarder.0.core).is_open(self.session.id) {
                         return Ok(());
                     }
+                    let now = tokio::time::Instant::now();
+                    due = due.or_else(|| Some(told.and_then(|told| told.checked_add(MEMBERS_PACE)).map_or(now, |at| now.max(at))));
+                }
+                () = sleep_until(due.unwrap_or_else(tokio::time::Instant::now)), if due.is_some() => {
+                    (due, told) = (None, Some(tokio::time::Instant::now()));
                     let members = locked(&self.forwarder.0.core).members(self.session.handle);
                     let members = members
                         .into_iter()

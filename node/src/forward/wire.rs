@@ -26,7 +26,7 @@ pub const DOWN_HEADER: usize = 6;
 /// Bytes in front of the payload on the way up, for one receiver.
 pub const UP_HEADER: usize = 7;
 /// Longest message of the control stream, read by either side: a datagram of any path, or a list of all members.
-pub const MAX_CONTROL: usize = 8 * 1024;
+pub const MAX_CONTROL: usize = 16 * 1024;
 /// Longest payload that is forwarded.
 pub const MAX_PAYLOAD: usize = 1_500;
 

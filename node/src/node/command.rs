@@ -1,4 +1,4 @@
-//! What may be asked of a running node: the same verbs for the screen, the plain lines and the control socket.
+//! What may be asked of a running node: the same verbs for the screen and the plain lines.
 //!
 //! As JSON a command is one object whose `command` names the verb: `{"command":"mute","on":true}`.
 

@@ -40,7 +40,7 @@ impl Node {
                 let unmet =
                     |peer: &Peer| peer.name.is_none() && peer.lost_since.is_none() && peer.paths.is_empty();
                 if self.peers.get(&peer).is_some_and(unmet) {
-                    self.peers.remove(&peer);
+                    self.let_go(&peer, "gone before it was met");
                 }
             }
             ClientEvent::OtherKeys { count } => self.handle_other_keys(count),
@@ -53,11 +53,7 @@ impl Node {
             ClientEvent::Lost { why, retry_in } => {
                 let peer_id = self.links.peer(server);
                 if self.links.newly_lost(server) {
-                    self.emit(Event::Rendezvous {
-                        state: RendezvousState::Lost,
-                        peer_id,
-                        addr: addr.clone(),
-                    });
+                    self.tell_server(RendezvousState::Lost, peer_id, addr.clone());
                     self.warn(
                         "rendezvous_lost",
                         format!("no rendezvous at {addr}: {why}."),
@@ -308,7 +304,7 @@ impl Node {
                 let lost_with_path = peer.lost_since.is_some() && !peer.paths.is_empty();
                 peer.paths.close_all(CloseReason::Stranger);
                 if !peer.wanted {
-                    self.peers.remove(&id);
+                    self.let_go(&id, "not in this room");
                     continue;
                 }
                 if lost_with_path {
@@ -324,17 +320,31 @@ impl Node {
     /// The entry of a peer, made where there is room for it.
     pub(super) fn peer_entry(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
         if !self.peers.contains_key(&id) && self.peers.len() >= MAX_PEERS {
-            let absent = self.peers.iter().filter(|(_, p)| p.name.is_none() && p.paths.is_empty());
+            // Whoever was only named, by a server or a member, has shown nothing yet: a way through a relay is no sign of it.
+            let absent = self
+                .peers
+                .iter()
+                .filter(|(_, p)| p.name.is_none() && p.paths.direct() == 0 && !p.session.is_established());
             let stranger =
                 absent.min_by_key(|(_, p)| (p.lost_since.is_some(), p.wanted)).map(|(id, _)| *id)?;
-            self.peers.remove(&stranger);
+            if let Some(mut stranger) = self.let_go(&stranger, "others are nearer") {
+                stranger.paths.close_all(CloseReason::Stranger);
+            }
         }
         let local = &self.local;
         Some(self.peers.entry(id).or_insert_with(|| Peer::new(Session::new(local, id, now), now)))
     }
 
+    /// Removes an entry. Whoever was told of it is told of its end.
+    fn let_go(&mut self, id: &PeerId, why: &'static str) -> Option<Peer> {
+        if self.peers.get(id).is_some_and(|peer| peer.told.is_some_and(|told| told != PeerState::Left)) {
+            self.tell_peer(*id, PeerState::Left, Some(why));
+        }
+        self.peers.remove(id)
+    }
+
     pub(super) fn forget(&mut self, id: PeerId) {
-        if let Some(mut peer) = self.peers.remove(&id) {
+        if let Some(mut peer) = self.let_go(&id, "not in this room") {
             let now = Instant::now();
             let why =
                 if peer.session.is_established() { CloseReason::Goodbye } else { CloseReason::Stranger };

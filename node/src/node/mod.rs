@@ -301,8 +301,10 @@ impl Node {
                 self.listening.retain(|known| *known != address);
                 // Whoever saw us at it sees us no longer.
                 self.observations.clear();
+                self.ask_observers_anew();
                 self.addresses_changed();
             }
+            SwarmEvent::ConnectionClosed { connection_id, .. } => self.observer_failed(connection_id),
             SwarmEvent::ListenerError { error, .. } => self.warn(
                 "listener",
                 format!("a listening socket has trouble: {error}."),
@@ -478,7 +480,7 @@ impl Node {
                     self.command_media(MediaCommand::SendDelay { peer: id, us });
                 }
                 Some(Telemetry::Report(mut report)) => {
-                    if peer.uses_tcp() {
+                    if peer.uses_tcp() || self.allowance.holds_back() {
                         lossless(&mut report);
                     }
                     self.command_media(MediaCommand::Report { peer: id, report });

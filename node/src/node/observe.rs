@@ -57,6 +57,12 @@ impl Node {
         }
     }
 
+    /// What was seen is forgotten: everybody is asked, however short ago that was.
+    pub(super) fn ask_observers_anew(&mut self) {
+        self.observers.last = None;
+        self.ask_observers();
+    }
+
     pub(super) fn observer_failed(&mut self, id: ConnectionId) {
         self.observers.asked.remove(&id);
         self.swarm.behaviour_mut().rendezvous.forget(id);

@@ -27,10 +27,13 @@ pub(super) struct InUse {
     pub asked: String,
     /// The device that it turned out to be; `None` where it is no device, or is lost now.
     pub device: Option<String>,
+    /// Counts what was asked for: the last one wins, however long it takes to open.
+    wanted: u64,
 }
 
 /// An end that was opened in the background, or not.
 pub(super) struct Opened {
+    number: u64,
     asked: String,
     end: End,
     made: Result<Made, audio::Error>,
@@ -45,7 +48,7 @@ enum Made {
 impl Devices {
     pub(super) fn new(input: &str, output: &str) -> Self {
         let (opening, opened) = mpsc::channel(MAX_OPENING);
-        let in_use = |asked: &str| InUse { asked: asked.to_owned(), device: None };
+        let in_use = |asked: &str| InUse { asked: asked.to_owned(), device: None, wanted: 0 };
         Self { input: in_use(input), output: in_use(output), opening, opened }
     }
 
@@ -128,8 +131,16 @@ impl Node {
     }
 
     /// Opens a device beside the one in use: a sound system may take seconds to answer.
-    fn open_device(&self, end: End, asked: String, outcome: Option<oneshot::Sender<Result<Answer, Notice>>>) {
+    fn open_device(
+        &mut self,
+        end: End,
+        asked: String,
+        outcome: Option<oneshot::Sender<Result<Answer, Notice>>>,
+    ) {
         let (opener, opening) = (self.media.opener(), self.devices.opening.clone());
+        let in_use = self.devices.end(end);
+        in_use.wanted += 1;
+        let number = in_use.wanted;
         tokio::task::spawn_blocking(move || {
             let made = match end {
                 End::Input => asked
@@ -143,12 +154,16 @@ impl Node {
                     .and_then(|spec| opener.playback(&spec))
                     .map(|playback| Made::Playback(Box::new(playback))),
             };
-            let _ = opening.blocking_send(Opened { asked, end, made, outcome });
+            let _ = opening.blocking_send(Opened { number, asked, end, made, outcome });
         });
     }
 
     pub(super) fn handle_opened(&mut self, opened: Opened) {
-        let Opened { asked, end, made, outcome } = opened;
+        let Opened { number, asked, end, made, outcome } = opened;
+        if self.devices.end(end).wanted != number {
+            let message = format!("{asked} was not taken: another device was asked for since.");
+            return self.answer(outcome, Err(notice("device", message, "")));
+        }
         let came_of_it = match made {
             Ok(made) => {
                 self.command_media(match made {

@@ -1,7 +1,7 @@
 //! How many connections one origin may hold: without it, one machine with many PeerIds takes all of them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     task::{Context, Poll},
 };
@@ -17,6 +17,9 @@ use libp2p::{
 
 use crate::rendezvous::store::Prefix;
 
+/// Unfinished handshakes of one origin: the places for these are few, and are everybody's.
+pub const MAX_PENDING_PER_ORIGIN: usize = 32;
+
 /// One origin has as many connections as one may.
 #[derive(Debug, thiserror::Error)]
 #[error("at most {0} connections from one address")]
@@ -28,12 +31,21 @@ pub struct Behaviour {
     most: usize,
     origins: HashMap<ConnectionId, Prefix>,
     counts: HashMap<Prefix, usize>,
+    /// Those of them that are not established yet.
+    pending: HashMap<Prefix, usize>,
+    unfinished: HashSet<ConnectionId>,
 }
 
 impl Behaviour {
     /// At most this many from one origin.
     pub fn new(most: usize) -> Self {
-        Self { most, origins: HashMap::new(), counts: HashMap::new() }
+        Self {
+            most,
+            origins: HashMap::new(),
+            counts: HashMap::new(),
+            pending: HashMap::new(),
+            unfinished: HashSet::new(),
+        }
     }
 
     fn opened(&mut self, id: ConnectionId, remote: &Multiaddr) -> Result<(), TooMany> {
@@ -41,22 +53,39 @@ impl Behaviour {
         if origin == Prefix::Local {
             return Ok(());
         }
-        let count = self.counts.get(&origin).copied().unwrap_or_default();
-        if count >= self.most {
-            return Err(TooMany(self.most));
+        for (counts, most) in [(&self.counts, self.most), (&self.pending, MAX_PENDING_PER_ORIGIN)] {
+            if counts.get(&origin).copied().unwrap_or_default() >= most {
+                return Err(TooMany(most));
+            }
         }
-        self.counts.insert(origin, count.saturating_add(1));
+        for counts in [&mut self.counts, &mut self.pending] {
+            let count = counts.entry(origin).or_default();
+            *count = count.saturating_add(1);
+        }
+        self.unfinished.insert(id);
         self.origins.insert(id, origin);
         Ok(())
     }
 
+    fn established(&mut self, id: ConnectionId) {
+        if let Some(origin) = self.origins.get(&id).filter(|_| self.unfinished.remove(&id)) {
+            release(&mut self.pending, *origin);
+        }
+    }
+
     fn ended(&mut self, id: ConnectionId) {
-        let Some(origin) = self.origins.remove(&id) else { return };
-        if let Some(count) = self.counts.get_mut(&origin) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.counts.remove(&origin);
-            }
+        self.established(id);
+        if let Some(origin) = self.origins.remove(&id) {
+            release(&mut self.counts, origin);
+        }
+    }
+}
+
+fn release(counts: &mut HashMap<Prefix, usize>, origin: Prefix) {
+    if let Some(count) = counts.get_mut(&origin) {
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            counts.remove(&origin);
         }
     }
 }
@@ -76,11 +105,12 @@ impl NetworkBehaviour for Behaviour {
 
     fn handle_established_inbound_connection(
         &mut self,
-        _: ConnectionId,
+        id: ConnectionId,
         _: PeerId,
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.established(id);
         Ok(dummy::ConnectionHandler)
     }
 

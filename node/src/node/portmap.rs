@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::*;
 
 /// Longest wait for the router to take its port back.
-const GIVE_BACK: Duration = Duration::from_millis(300);
+pub(crate) const GIVE_BACK: Duration = Duration::from_millis(300);
 
 /// What the router was asked for.
 pub(super) struct PortMap {

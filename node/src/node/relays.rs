@@ -46,6 +46,12 @@ struct OpenRoom {
     unused_since: Option<Instant>,
 }
 
+impl Drop for OpenRoom {
+    fn drop(&mut self) {
+        self.uplink.close();
+    }
+}
+
 impl Relays {
     pub(super) fn new() -> Self {
         let (sender, news) = mpsc::channel(MAX_NEWS);
@@ -183,26 +189,25 @@ impl Node {
     fn relay_down(&mut self, run: u64) {
         let of_run = |link: &&mut RelayLink| link.open.as_ref().is_some_and(|room| room.run == run);
         let Some(link) = self.relays.links.iter_mut().find(of_run) else { return };
-        let (key, server) = (link.key, link.server);
-        let Some(room) = link.open.take() else { return };
-        room.uplink.close();
+        let (key, server, namespace) = (link.key, link.server, link.namespace.clone());
+        let Some(mut room) = link.open.take() else { return };
+        let members = std::mem::take(&mut room.members);
+        drop(room);
         // One that replaces another is not needed beside it.
-        if self
-            .relays
-            .links
-            .iter()
-            .any(|link| link.server == server && link.key != key && link.open.is_some())
-        {
+        let replaces = |link: &RelayLink| {
+            link.key != key && link.server == server && link.namespace == namespace && link.open.is_some()
+        };
+        if self.relays.links.iter().any(replaces) {
             self.relays.links.retain(|link| link.key != key);
         }
-        for (_, peer) in room.members {
+        for (_, peer) in members {
             self.choose_path(peer);
         }
     }
 
     /// A server knows of somebody who can be reached through it.
     fn discovered_by_relay(&mut self, id: PeerId, now: Instant) {
-        if id == self.me || self.elsewhere.contains(now, &id) {
+        if id == self.me || self.is_forwarder(&id) || self.elsewhere.contains(now, &id) {
             return;
         }
         let Some(peer) = self.peer_entry(id, now) else { return };
@@ -212,8 +217,18 @@ impl Node {
         self.offer_relays(id, now);
     }
 
+    /// Whether our datagrams go through this peer. No way to it may lead through a server, or that way could become its own
+    /// carrier.
+    fn is_forwarder(&self, id: &PeerId) -> bool {
+        let open = self.relays.links.iter().filter_map(|link| link.open.as_ref());
+        self.links.is_server(id) || open.into_iter().any(|room| room.server == *id)
+    }
+
     /// Adds every way through a server to a peer that it has not yet. True where there is one now.
     pub(super) fn offer_relays(&mut self, id: PeerId, now: Instant) -> bool {
+        if self.is_forwarder(&id) {
+            return false;
+        }
         let Some(peer) = self.peers.get_mut(&id) else { return false };
         let (mut added, mut has) = (false, false);
         for room in self.relays.links.iter().filter_map(|link| link.open.as_ref()) {
@@ -224,11 +239,11 @@ impl Node {
             }
             let path = RelayedPath::new(room.uplink.clone(), *index, dials_first(&self.me, &id));
             let path = Arc::new(path);
-            if !path.is_open() || !peer.paths.add(now, path.clone()) {
-                continue;
+            let inlet = (room.server, id, path.clone(), peer.inbox.clone());
+            if path.is_open() && peer.paths.has_room() && self.relays.inlets.insert(inlet) {
+                peer.paths.add(now, path);
+                added = true;
             }
-            self.relays.inlets.insert(room.server, id, path, peer.inbox.clone());
-            added = true;
         }
         if added {
             peer.relayed(now);
@@ -270,9 +285,7 @@ impl Node {
         for key in done {
             if let Some(link) = self.relays.links.iter_mut().find(|link| link.key == key) {
                 link.link.leave();
-                if let Some(room) = link.open.take() {
-                    room.uplink.close();
-                }
+                link.open = None;
             }
         }
         for (server, peer) in dial {
@@ -342,15 +355,18 @@ impl Node {
                 let udp = |link: &&RelayLink| {
                     open(link) == Some(false) && link.server == tcp.server && link.namespace == tcp.namespace
                 };
-                // Every member that is there has answered over UDP, so none is left behind.
+                // Every member that is there has answered over UDP, so none is left behind. A list without ourselves has
+                // not come yet.
                 links.iter().find(udp).and_then(|link| link.open.as_ref()).is_some_and(|room| {
-                    room.members.iter().filter(|(_, peer)| *peer != self.me).all(|(index, peer)| {
-                        let known = self.peers.get(peer);
-                        known.is_none_or(|known| {
-                            !known.session.is_established()
-                                || known.paths.relay_works(now, &room.uplink, *index)
+                    let listed = room.members.iter().any(|(_, peer)| *peer == self.me);
+                    listed
+                        && room.members.iter().filter(|(_, peer)| *peer != self.me).all(|(index, peer)| {
+                            let known = self.peers.get(peer);
+                            known.is_none_or(|known| {
+                                !known.session.is_established()
+                                    || known.paths.relay_works(now, &room.uplink, *index)
+                            })
                         })
-                    })
                 })
             })
             .map(|link| link.key)
@@ -358,10 +374,10 @@ impl Node {
         for key in spare {
             let Some(at) = self.relays.links.iter().position(|link| link.key == key) else { continue };
             let link = self.relays.links.swap_remove(at);
-            if let Some(room) = &link.open {
-                room.uplink.close();
-                let members: Vec<PeerId> = room.members.iter().map(|(_, peer)| *peer).collect();
-                members.into_iter().for_each(|peer| self.choose_path(peer));
+            if let Some(mut room) = link.open {
+                let members = std::mem::take(&mut room.members);
+                drop(room);
+                members.into_iter().for_each(|(_, peer)| self.choose_path(peer));
             }
         }
     }

@@ -249,8 +249,10 @@ impl ServerLinks {
     /// The servers' addresses for QUIC, and who should answer there.
     pub fn quic_addresses(&self) -> Vec<(Option<PeerId>, Multiaddr)> {
         let of = |server: &Server| {
-            let quic = server.target.addresses.iter().filter(|addr| to_socket_addr(addr).is_some());
-            quic.map(|addr| (server.peer, addr.clone())).collect::<Vec<_>>()
+            // A server that was named by a name is asked where it was reached.
+            let mut quic: Vec<&Multiaddr> = server.target.addresses.iter().chain(&server.reached).collect();
+            quic.retain(|addr| to_socket_addr(addr).is_some());
+            quic.iter().map(|addr| (server.peer, (*addr).clone())).collect::<Vec<_>>()
         };
         self.servers.iter().flat_map(of).collect()
     }

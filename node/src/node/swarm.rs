@@ -165,6 +165,7 @@ pub fn build(
             .with_behaviour(|_| behaviour)
             .map_err(|e| fail(&e))?
             .with_swarm_config(with_timeout)
+            .with_connection_timeout(transport::HANDSHAKE_TIMEOUT)
             .build(),
         // A machine without a resolver configuration still joins by addresses.
         Err(error) => {
@@ -173,6 +174,7 @@ pub fn build(
                 .with_behaviour(|_| behaviour)
                 .map_err(|e| fail(&e))?
                 .with_swarm_config(with_timeout)
+                .with_connection_timeout(transport::HANDSHAKE_TIMEOUT)
                 .build()
         }
     };

@@ -230,6 +230,7 @@ struct NewsDesk {
     events: mpsc::Sender<ServerEvent>,
     refusals: Mutex<Bucket>,
     events_dropped: AtomicU64,
+    forward_refused: AtomicU64,
 }
 
 impl NewsDesk {
@@ -254,7 +255,13 @@ impl NewsDesk {
             What::Ended(peer, datagrams, bytes) => {
                 self.emit(ServerEvent::Relayed { peer, began: false, datagrams, bytes });
             }
-            What::Refused(peer, why) => self.refused(peer, why.into()),
+            What::Refused(peer, why) => {
+                // What is over the rate is counted by the forwarder itself.
+                if why != forward::wire::Refusal::Rate {
+                    self.forward_refused.fetch_add(1, Ordering::Relaxed);
+                }
+                self.refused(peer, why.into());
+            }
         }
     }
 }
@@ -272,6 +279,7 @@ impl Server {
             events,
             refusals: Mutex::new(Bucket::new(REFUSALS_BURST, REFUSALS_PER_SECOND, now())),
             events_dropped: AtomicU64::new(0),
+            forward_refused: AtomicU64::new(0),
         });
         let desk = Arc::clone(&news);
         let forwarder = Forwarder::new(config.forward, move |happened| desk.forwarded(happened));
@@ -377,7 +385,9 @@ impl Shared {
             namespaces,
             watchers,
             streams: self.streams_total.saturating_sub(self.streams.available_permits()),
-            refused: refused.saturating_add(self.refused_streams.load(Ordering::Relaxed)),
+            refused: refused
+                .saturating_add(self.refused_streams.load(Ordering::Relaxed))
+                .saturating_add(self.news.forward_refused.load(Ordering::Relaxed)),
             pushed: self.pushed.load(Ordering::Relaxed),
             events_dropped: self.news.events_dropped.load(Ordering::Relaxed),
             forward: self.forwarder.stats(),

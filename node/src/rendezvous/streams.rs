@@ -43,7 +43,7 @@ use super::{
     },
     wire::{RENDEZVOUS_PROTOCOL, WATCH_PROTOCOL},
 };
-use crate::forward::wire::FORWARD_PROTOCOL;
+use crate::{forward::wire::FORWARD_PROTOCOL, text::clean_line};
 
 /// Addresses of one server that are tried.
 pub const MAX_SERVER_ADDRESSES: usize = 8;
@@ -424,7 +424,7 @@ fn bare(addr: &Multiaddr) -> Multiaddr {
 
 /// The last cause of a failed dial, in one line.
 pub(crate) fn in_words(error: &DialError) -> String {
-    let DialError::Transport(of_each) = error else { return error.to_string() };
+    let DialError::Transport(of_each) = error else { return clean_line(&error.to_string()) };
     let lines = of_each.iter().map(|(addr, error)| {
         let mut cause: &dyn std::error::Error = error;
         while let Some(deeper) = cause.source() {
@@ -432,7 +432,8 @@ pub(crate) fn in_words(error: &DialError) -> String {
         }
         format!("{addr}: {cause}")
     });
-    lines.collect::<Vec<_>>().join("; ")
+    // A server that closes a connection gives a reason in its own words.
+    clean_line(&lines.collect::<Vec<_>>().join("; "))
 }
 
 /// One peer has opened as many connections as one may.

@@ -42,6 +42,8 @@ pub struct Config {
     pub(super) endpoint: quinn::EndpointConfig,
     pub(super) runtime: Arc<dyn quinn::Runtime>,
     pub(super) ceiling: Option<Arc<Ceiling>>,
+    /// Whether strangers' handshakes are answered at a bounded rate only.
+    pub(super) paced: bool,
 }
 
 /// The identity cannot be turned into a TLS certificate.
@@ -74,7 +76,8 @@ impl Config {
         client.transport_config(transport);
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.supported_versions(vec![1]);
-        Ok(Self { client, server, endpoint, runtime: Arc::new(quinn::TokioRuntime), ceiling: None })
+        let runtime = Arc::new(quinn::TokioRuntime);
+        Ok(Self { client, server, endpoint, runtime, ceiling: None, paced: false })
     }
 
     /// Marks what is sent as voice, counts it, and keeps it under a ceiling.
@@ -83,10 +86,11 @@ impl Config {
         Self { ceiling: Some(ceiling), ..self }
     }
 
-    /// Runs QUIC's tasks there instead of on the tokio runtime of whoever polls the transport.
+    /// Runs QUIC's tasks there instead of on the tokio runtime of whoever polls the transport, and answers strangers'
+    /// handshakes at a bounded rate.
     #[must_use]
     pub fn driven_by(self, runtime: Arc<dyn quinn::Runtime>) -> Self {
-        Self { runtime, ..self }
+        Self { runtime, paced: true, ..self }
     }
 }
 

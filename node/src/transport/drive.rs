@@ -10,8 +10,9 @@
 //!    once: see [`Drive::hurry`]. Datagrams that arrive wait for the next period, when they could be played at the
 //!    earliest.
 //!
-//! A flood cannot keep the media thread from its work: a turn runs a bounded number of QUIC's tasks, each of which
-//! bounds its own work (quinn: 50 µs of receiving), and the kernel's socket buffer drops the rest.
+//! A flood must not keep the media thread from its work: a turn runs a bounded number of QUIC's tasks, receiving bounds
+//! its own time (quinn: 50 µs), and what does not fit is dropped by the kernel's socket buffer. The dearest thing that a
+//! stranger can ask for is a handshake: see [`HANDSHAKES_AT_ONCE`].
 
 use std::{
     future::Future,
@@ -20,12 +21,16 @@ use std::{
     sync::{Arc, OnceLock},
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::runtime::{Builder, Handle};
 
+/// Handshakes of strangers that are answered at once …
+pub const HANDSHAKES_AT_ONCE: u32 = 64;
+/// … and this often for long: each costs the media thread part of a millisecond. The rest is ignored, and tries again.
+pub const HANDSHAKE_EVERY: Duration = Duration::from_millis(20);
 /// Tasks run between two looks of the media thread at its own work.
 pub const MAX_TASKS_A_TURN: u32 = 24;
 
@@ -187,10 +192,7 @@ impl Wake for Bell {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::mpsc,
-        time::{Duration, Instant},
-    };
+    use std::sync::mpsc;
 
     use super::*;
 

@@ -129,6 +129,10 @@ impl Listener {
             }
             return;
         }
+        if !self.shared.may_begin() {
+            incoming.ignore();
+            return;
+        }
         let remote = incoming.remote_address();
         match incoming.accept() {
             Ok(connecting) => self.events.push_back(TransportEvent::Incoming {

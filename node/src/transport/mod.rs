@@ -26,10 +26,11 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::SelectAll};
@@ -40,10 +41,12 @@ use libp2p::{
 use quinn::rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
+use crate::session::bucket::Bucket;
+
 pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
-pub use drive::{Drive, Driver, MAX_TASKS_A_TURN, drive, flush, turn};
+pub use drive::{Drive, Driver, HANDSHAKE_EVERY, HANDSHAKES_AT_ONCE, MAX_TASKS_A_TURN, drive, flush, turn};
 use listener::Listener;
 pub use muxer::{Muxer, Stream};
 use socket::Marked;
@@ -101,9 +104,19 @@ pub struct QuicTransport {
 pub(crate) struct Shared {
     authenticated: mpsc::Sender<Authenticated>,
     half_open: Arc<AtomicUsize>,
+    /// Where QUIC runs on the media thread: how often a stranger's handshake is answered there.
+    pace: Option<Arc<Mutex<Bucket>>>,
 }
 
 impl Shared {
+    /// Whether another handshake towards us may begin now.
+    pub(crate) fn may_begin(&self) -> bool {
+        let free = |pace: &Arc<Mutex<Bucket>>| {
+            pace.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
+        };
+        self.pace.as_ref().is_none_or(free)
+    }
+
     pub(crate) fn half_open(&self) -> usize {
         self.half_open.load(Ordering::Relaxed)
     }
@@ -134,7 +147,10 @@ impl QuicTransport {
     /// Where the identity cannot sign a certificate.
     pub fn new(config: Config) -> (Self, mpsc::Receiver<Authenticated>) {
         let (authenticated, receiver) = mpsc::channel(MAX_WAITING_CONNECTIONS);
-        let shared = Shared { authenticated, half_open: Arc::new(AtomicUsize::new(0)) };
+        let pace = config
+            .paced
+            .then(|| Arc::new(Mutex::new(Bucket::new(HANDSHAKES_AT_ONCE, HANDSHAKE_EVERY, Instant::now()))));
+        let shared = Shared { authenticated, half_open: Arc::new(AtomicUsize::new(0)), pace };
         (Self { config, listeners: SelectAll::new(), dialers: HashMap::new(), shared, waker: None }, receiver)
     }
 

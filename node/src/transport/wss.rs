@@ -8,7 +8,6 @@
 //! at all, sets no ALPN, and takes messages of 256 MiB.
 
 use std::{
-    collections::HashMap,
     fmt, io,
     net::IpAddr,
     path::Path,
@@ -42,7 +41,7 @@ pub const ALPN: &[u8] = b"libp2p";
 pub const REQUEST_PATH: &str = "/hallway";
 /// Longest WebSocket message sent and taken, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// Bytes that may wait to be written into the TLS stream before writers have to wait.
+/// Bytes that may wait to be written into the TLS stream; beyond it the connection fails.
 pub const MAX_UNSENT: usize = 512 * 1024;
 /// The name in our own certificate. It says nothing about the machine.
 const NAME: &str = "hallway";
@@ -120,7 +119,8 @@ impl Certificate {
             let made = rcgen::generate_simple_self_signed(vec![NAME.to_owned()]);
             let made = made.map_err(|e| CertificateError::Unusable(e.to_string()))?;
             let (certificate, key) = (made.cert.der().to_vec(), made.key_pair.serialize_der());
-            for (file, bytes) in files.iter().zip([&certificate, &key]) {
+            // The certificate last: where it stands, the key does too.
+            for (file, bytes) in files.iter().zip([&certificate, &key]).rev() {
                 write_private(file, bytes).map_err(|e| fail(file, e))?;
             }
         }
@@ -147,10 +147,14 @@ fn multihash(certificate: &CertificateDer<'_>) -> Option<Hash> {
     Hash::wrap(SHA2_256, digest.as_ref()).ok()
 }
 
+/// Whole or not at all, and for nobody else to read.
 fn write_private(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).open(file)?.write_all(bytes)
+    // Made with mode 0600, whatever the file that it replaces had.
+    let mut draft = tempfile::NamedTempFile::new_in(file.parent().unwrap_or(Path::new(".")))?;
+    io::Write::write_all(&mut draft, bytes)?;
+    draft.as_file().sync_all()?;
+    draft.persist(file)?;
+    Ok(())
 }
 
 /// The transport over a TCP one.
@@ -159,7 +163,6 @@ pub struct Wss<T> {
     provider: Arc<CryptoProvider>,
     acceptor: Option<TlsAcceptor>,
     hash: Option<Protocol<'static>>,
-    listeners: HashMap<ListenerId, ()>,
 }
 
 impl<T> Wss<T> {
@@ -182,7 +185,7 @@ impl<T> Wss<T> {
             }
             None => None,
         };
-        Ok(Self { tcp, provider, acceptor, hash, listeners: HashMap::new() })
+        Ok(Self { tcp, provider, acceptor, hash })
     }
 
     /// An address of the TCP listener as others are to dial it.
@@ -270,7 +273,6 @@ where
         let parts = parse(&addr).filter(|_| self.acceptor.is_some());
         let Some(parts) = parts else { return Err(TransportError::MultiaddrNotSupported(addr)) };
         self.tcp.listen_on(id, parts.tcp).map_err(|e| e.map(Error::Tcp))?;
-        self.listeners.insert(id, ());
         Ok(())
     }
 
@@ -340,7 +342,6 @@ where
                 }
             }
             TransportEvent::ListenerClosed { listener_id, reason } => {
-                self.listeners.remove(&listener_id);
                 TransportEvent::ListenerClosed { listener_id, reason: reason.map_err(Error::Tcp) }
             }
             TransportEvent::ListenerError { listener_id, error } => {

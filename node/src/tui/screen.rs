@@ -2,7 +2,7 @@
 //! second, and sends what is asked to the node.
 
 use std::{
-    io,
+    io::{self, Write as _},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -41,6 +41,9 @@ const FRAME: Duration = Duration::from_millis(66);
 const FRAME_AFTER_KEY: Duration = Duration::from_millis(16);
 /// How long the node may take to leave before the program ends without it.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Whoever asks twice within this time has asked once.
+const NOT_AGAIN: Duration = Duration::from_millis(500);
 
 /// What the screen's thread is told.
 enum Happening {
@@ -84,6 +87,8 @@ impl Screen {
         orders: mpsc::Sender<Order>,
     ) -> io::Result<ScreenHandle> {
         let (inbox, told) = sync_channel(MAX_WAITING_INPUTS);
+        // Before the terminal is taken: a signal that comes from now on must find somebody who gives it back.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGTSTP, SIGCONT])?;
         // A full inbox must not hold up whoever writes to standard error.
         let complaints = inbox.clone();
         terminal::take(move |line| drop(complaints.try_send(Happening::Input(Input::Complaint(line)))))?;
@@ -111,6 +116,7 @@ impl Screen {
             due: Instant::now(),
             farewell: None,
             leaving: None,
+            suspended: false,
         };
         let thread = std::thread::Builder::new().name("screen".into()).spawn(move || running.run());
         let open = handle(Some(thread.inspect_err(|_| terminal::give_back())?));
@@ -118,7 +124,6 @@ impl Screen {
         std::thread::Builder::new().name("screen keys".into()).spawn(move || read_keys(&keys))?;
         let news = inbox.clone();
         std::thread::Builder::new().name("screen news".into()).spawn(move || forward(happened, &news))?;
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGTSTP, SIGCONT])?;
         std::thread::Builder::new()
             .name("screen signals".into())
             .spawn(move || hear_signals(signals, &inbox))?;
@@ -153,7 +158,10 @@ impl ScreenHandle {
 
 impl Drop for ScreenHandle {
     fn drop(&mut self) {
-        self.end();
+        if self.thread.is_some() {
+            self.end();
+            terminal::kept_lines().iter().for_each(|line| drop(writeln!(io::stderr(), "{line}")));
+        }
     }
 }
 
@@ -175,19 +183,27 @@ struct Running {
     due: Instant,
     farewell: Option<String>,
     leaving: Option<Instant>,
+    /// The terminal is the shell's for the time being.
+    suspended: bool,
 }
 
 impl Running {
     /// Until told to end. Gives the last word about the call.
     fn run(mut self) -> Option<String> {
-        while terminal::is_taken() {
+        while terminal::is_taken() || self.suspended {
             let now = Instant::now();
-            if self.view.stale && now >= self.due && self.draw(now).is_err() {
+            if self.view.stale && !self.suspended && now >= self.due && self.draw(now).is_err() {
                 // The terminal is gone; so is the person.
-                self.leave();
+                if self.leaving.is_none() {
+                    self.leave();
+                }
                 return self.farewell;
             }
-            let wait = if self.view.stale { self.due.saturating_duration_since(now) } else { FRAME };
+            let wait = if self.view.stale && !self.suspended {
+                self.due.saturating_duration_since(now)
+            } else {
+                FRAME
+            };
             match self.told.recv_timeout(wait) {
                 Ok(happening) => {
                     if !self.take_in(happening) {
@@ -226,6 +242,7 @@ impl Running {
             Happening::Suspend => self.suspend(),
             Happening::Continue => {
                 // The shell may have changed everything meanwhile.
+                self.suspended = false;
                 let _ = terminal::take_again();
                 self.redraw_all();
             }
@@ -247,16 +264,19 @@ impl Running {
         if let Some(order) = order
             && self.orders.try_send(order).is_err()
         {
+            // Nothing is shown that did not happen, an open microphone least of all.
+            self.view.controls = self.view.told;
             self.view.note(super::view::Voice::Trouble, "busy: that was not done. Try again.".into(), true);
         }
     }
 
-    /// The second time the program ends at once.
+    /// The second time the program ends at once; a key that repeats is no second time.
     fn leave(&mut self) {
-        if self.leaving.is_some() {
-            self.give_up();
+        match self.leaving {
+            Some(since) if since.elapsed() < NOT_AGAIN => return,
+            Some(_) => self.give_up(),
+            None => self.leaving = Some(Instant::now()),
         }
-        self.leaving = Some(Instant::now());
         let _ = self.orders.try_send(Command::Leave.into());
     }
 
@@ -315,12 +335,12 @@ impl Running {
         self.due = Instant::now();
     }
 
-    /// Gives the terminal back and stops the process, until somebody continues it.
+    /// Gives the terminal back and stops the process, until somebody continues it. This thread may run on for a moment before
+    /// it is stopped, so the terminal is taken again when the process is told to continue, not after this.
     fn suspend(&mut self) {
         terminal::give_back();
+        self.suspended = true;
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
-        let _ = terminal::take_again();
-        self.redraw_all();
     }
 }
 

@@ -25,7 +25,8 @@ pub const MAX_KEPT_LINES: usize = 50;
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static KEYS_PUSHED: AtomicBool = AtomicBool::new(false);
 static HOOK: Once = Once::new();
-static REAL_ERROR: Mutex<Option<OwnedFd>> = Mutex::new(None);
+/// Where standard error leads to: the terminal, and the screen's log.
+static ERRORS: Mutex<Option<[OwnedFd; 2]>> = Mutex::new(None);
 static KEPT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// End of a synchronised frame, mouse, paste and focus off, cursor on, plain colours, the screen that was there before.
@@ -39,6 +40,7 @@ pub fn is_usable() -> bool {
     io::stdout().is_terminal()
         && io::stdin().is_terminal()
         && !matches!(term.as_str(), "" | "dumb" | "unknown")
+        && !matches!(terminal::size(), Ok((0, _) | (_, 0)))
 }
 
 /// Takes the terminal. `complain` is handed each line of standard error, where that is the terminal too.
@@ -60,7 +62,7 @@ pub fn take(complain: impl Fn(String) + Send + 'static) -> io::Result<()> {
         return taken;
     }
     if io::stderr().is_terminal() {
-        divert(complain)?;
+        return divert(complain).inspect_err(|_| give_back());
     }
     Ok(())
 }
@@ -85,7 +87,15 @@ pub fn take_again() -> io::Result<()> {
     let pushed = KEYS_PUSHED.load(Ordering::SeqCst);
     TAKEN.store(true, Ordering::SeqCst);
     set_up()?;
-    if pushed { tell_releases() } else { Ok(()) }
+    if let Some([_, screen]) = &*ERRORS.lock().unwrap_or_else(PoisonError::into_inner) {
+        stdio::dup2_stderr(screen)?;
+    }
+    if pushed {
+        // Asked for once, however often it was taken again.
+        put(POP_KEYS);
+        tell_releases()?;
+    }
+    Ok(())
 }
 
 /// True while it is ours. False after a panic somewhere: nothing may be drawn any more.
@@ -103,8 +113,8 @@ pub fn give_back() {
     }
     put(GIVE_BACK);
     let _ = terminal::disable_raw_mode();
-    if let Some(real) = REAL_ERROR.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        let _ = stdio::dup2_stderr(&real);
+    if let Some([real, _]) = &*ERRORS.lock().unwrap_or_else(PoisonError::into_inner) {
+        let _ = stdio::dup2_stderr(real);
     }
 }
 
@@ -142,14 +152,17 @@ fn divert(complain: impl Fn(String) + Send + 'static) -> io::Result<()> {
     let (reading, writing) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let real = rustix::io::fcntl_dupfd_cloexec(stdio::stderr(), 3)?;
     stdio::dup2_stderr(&writing)?;
-    *REAL_ERROR.lock().unwrap_or_else(PoisonError::into_inner) = Some(real);
+    *ERRORS.lock().unwrap_or_else(PoisonError::into_inner) = Some([real, writing]);
     std::thread::Builder::new().name("screen errors".into()).spawn(move || {
         let mut lines = BufReader::new(std::fs::File::from(reading));
         let mut line = Vec::new();
-        // Ends with the last writer: when the terminal is given back.
         while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
             let text = crate::text::clean_line(&String::from_utf8_lossy(&line));
+            let blank = line.iter().all(u8::is_ascii_whitespace);
             line.clear();
+            if blank {
+                continue;
+            }
             let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
             if kept.len() >= MAX_KEPT_LINES {
                 kept.pop_front();

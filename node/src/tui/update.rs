@@ -100,6 +100,7 @@ fn foresee(view: &mut View, command: &Command) {
 fn decide(view: &mut View, input: Input) -> Option<Command> {
     match input {
         Input::Key(key) => return handle_key(view, key),
+        Input::Paste(pasted) if pasted.trim().is_empty() => {}
         Input::Paste(pasted) => {
             let draft = view.draft.get_or_insert_default();
             draft.insert(&text::clean_line(&pasted));
@@ -147,9 +148,9 @@ fn leave(view: &mut View) -> Option<Command> {
 
 fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
     if key.kind == KeyEventKind::Release {
-        let held = view.controls.speak == Speak::PushToTalk && view.controls.pressed;
-        let lets_go = key.code == KeyCode::Char(' ') && held && view.draft.is_none();
-        return lets_go.then_some(Command::Press { down: false });
+        // Whatever was done meanwhile, writing a line too: whoever lets go is no longer heard.
+        let lets_go = view.held.take_if(|held| *held == key.code).is_some();
+        return (lets_go && view.controls.pressed).then_some(Command::Press { down: false });
     }
     view.stale = true;
     if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
@@ -162,11 +163,14 @@ fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
         }
         KeyCode::F(2) => return Some(mute(view)),
         KeyCode::F(3) => return Some(deafen(view)),
-        KeyCode::F(4) if key.kind == KeyEventKind::Press => return Some(press(view)),
+        KeyCode::F(4) => return talk(view, key),
         _ => {}
     }
     if view.draft.is_some() {
         return write(view, key);
+    }
+    if key.modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) {
+        return None;
     }
     if matches!(view.pane, Pane::Devices(_))
         && let Some(outcome) = choose_device(view, key.code)
@@ -179,11 +183,7 @@ fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
         KeyCode::Char('m') => return Some(mute(view)),
         KeyCode::Char('d') => return Some(deafen(view)),
         KeyCode::Char('v') => return Some(Command::Speak { when: after(view.controls.speak) }),
-        KeyCode::Char(' ') if view.controls.speak == Speak::PushToTalk => {
-            // A key that is held repeats; where its end is not told, each stroke switches.
-            return (key.kind == KeyEventKind::Press && !(view.releases && view.controls.pressed))
-                .then(|| press(view));
-        }
+        KeyCode::Char(' ') if view.controls.speak == Speak::PushToTalk => return talk(view, key),
         KeyCode::Char('[') => return Some(threshold(view, -THRESHOLD_STEP)),
         KeyCode::Char(']') => return Some(threshold(view, THRESHOLD_STEP)),
         KeyCode::Up | KeyCode::Char('k') => select(view, -1),
@@ -228,6 +228,17 @@ fn mute(view: &View) -> Command {
 
 fn deafen(view: &View) -> Command {
     Command::Deafen { on: !view.controls.deafened }
+}
+
+/// A key that is held to talk repeats; where its end is not told, each stroke switches.
+fn talk(view: &mut View, key: KeyEvent) -> Option<Command> {
+    if key.kind != KeyEventKind::Press {
+        return None;
+    }
+    if view.releases {
+        view.held = Some(key.code);
+    }
+    (!(view.releases && view.controls.pressed)).then(|| press(view))
 }
 
 fn press(view: &View) -> Command {

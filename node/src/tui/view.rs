@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use libp2p::PeerId;
-use ratatui::layout::Rect;
+use ratatui::{crossterm::event::KeyCode, layout::Rect};
 
 use super::Theme;
 use crate::{
@@ -67,6 +67,8 @@ pub struct View {
     pub scroll: usize,
     /// The terminal tells when a key is let go.
     pub releases: bool,
+    /// The key that is held down to talk, where its end is told.
+    pub held: Option<KeyCode>,
     /// We are on the way out.
     pub leaving: bool,
     /// Colours and signs.
@@ -205,6 +207,7 @@ impl View {
             draft: None,
             scroll: 0,
             releases: false,
+            held: None,
             leaving: false,
             theme,
             area: Rect::ZERO,
@@ -220,7 +223,9 @@ impl View {
 
     /// Members: those who said their name.
     pub fn members(&self) -> usize {
-        self.people.iter().filter(|person| person.name.is_some()).count()
+        let here =
+            |state| matches!(state, PeerState::Connected | PeerState::PathChanged | PeerState::Reconnecting);
+        self.people.iter().filter(|person| person.name.is_some() && here(person.state)).count()
     }
 
     /// How a peer is called on the screen.

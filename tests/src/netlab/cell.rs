@@ -142,6 +142,6 @@ fn outcome(launched: u64, stories: &[Vec<Value>; 2]) -> Outcome {
         Some(after(tail.1))
     });
     let both = |of: [Option<Duration>; 2]| Some(of[0]?.max(of[1]?));
-    let why = told[0].last().and_then(|(_, event)| event["why"].as_str()).map(str::to_owned);
+    let why = told[0].last().and_then(|(_, event)| event["reason"].as_str()).map(str::to_owned);
     Outcome { rungs, first_audio: both(first_audio), settled: both(settled), why }
 }

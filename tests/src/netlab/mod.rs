@@ -28,8 +28,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::Process;
 pub use cell::Outcome;
+use hallway::bench::{self, link::LinkConfig, pipe::Pipe};
 pub use kind::Kind;
-use link::Link;
+pub use link::Link;
 
 /// IPv4 addresses of the server: the second one is another observer.
 pub const SERVERS_V4: [&str; 2] = ["192.0.2.10", "192.0.2.20"];
@@ -96,7 +97,7 @@ pub fn unavailable() -> Option<String> {
         let lab = Lab::empty()?;
         lab.nft("net", "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }")
             .context("no NAT in this kernel")?;
-        Link::make(&lab.device("p"), MTU, Duration::ZERO).map(drop).context("no TUN devices")
+        Link::make(&lab.device("p"), MTU, delayed(Duration::ZERO)).map(drop).context("no TUN devices")
     };
     probe().err().map(|error| format!("no network namespaces here: {error:#}"))
 }
@@ -137,7 +138,7 @@ impl Lab {
         let mtu = if kind == Kind::SmallMtu { 1280 } else { MTU };
         let to_side = format!("to-{side}");
         let device = self.device(side);
-        let link = Link::make(&device, mtu, delay)?;
+        let link = Link::make(&device, mtu, delayed(delay))?;
         self.adopt(&link.ends()[0], &router, "wan")?;
         self.adopt(&link.ends()[1], "net", &to_side)?;
         self.links.push(link);
@@ -297,7 +298,17 @@ impl Drop for Lab {
     }
 }
 
-fn run(program: &str, args: &[&str]) -> Result<()> {
+/// A steady link, the same both ways.
+fn delayed(delay: Duration) -> [Pipe; 2] {
+    let config = LinkConfig::delayed(delay.as_secs_f64() * 1000.0);
+    [1, 2].map(|seed| Pipe::new(bench::link::Link::new(config.clone(), seed)))
+}
+
+/// Runs a program that should succeed.
+///
+/// # Errors
+/// What it said.
+pub fn run(program: &str, args: &[&str]) -> Result<()> {
     let done = Command::new(program).args(args).stdin(Stdio::null()).output();
     let done = done.with_context(|| format!("starting {program}"))?;
     if !done.status.success() {

@@ -182,7 +182,7 @@ fn list(view: &View, devices: &Devices, area: Rect, buffer: &mut Buffer) {
         if row.is_default {
             pen.write("  default", theme.dim);
         }
-        if *used == row.id {
+        if *used == crate::text::clean_name(&row.id) {
             pen.write("  in use", theme.good);
         }
     }

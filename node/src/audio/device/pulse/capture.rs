@@ -138,13 +138,15 @@ impl Capture {
             let said: RecordLatency = TagStructReader::new(&mut answer, server.version()).read()?;
             // Between the question and the answer; the server is on this machine.
             let at_ns = self.asked_at_ns.midpoint(monotonic_ns()).cast_signed();
-            let device_ns =
-                i64::try_from(said.source_usec.saturating_add(said.sink_usec)).unwrap_or(0) * 1_000;
+            // A monitor gives what its sink has yet to play.
+            let ns = |us: u64| i64::try_from(us).unwrap_or(0).saturating_mul(1_000);
+            let device_ns = ns(said.source_usec).saturating_sub(ns(said.sink_usec));
             self.heard_ns = Some(at_ns - device_ns - bytes_ns(said.write_offset, self.frame));
             return Ok(());
         }
         match server.command() {
             Some(Command::RecordStreamMoved(_)) => {
+                (self.heard_ns, self.question) = (None, None);
                 let _ = self.notes.send(Note::Moved);
                 Ok(())
             }

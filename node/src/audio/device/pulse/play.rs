@@ -63,8 +63,8 @@ pub(crate) fn open_playback<L>(
     };
     let reply: CreatePlaybackStreamReply =
         connection.ask(&Command::CreatePlaybackStream(wanted)).map_err(refused)?;
-    let request = reply.buffer_attr.minimum_request_length / frame as u32;
-    let queue = reply.buffer_attr.target_length / frame as u32;
+    let request = (reply.buffer_attr.minimum_request_length / frame as u32).min(MAX_QUEUE);
+    let queue = (reply.buffer_attr.target_length / frame as u32).min(MAX_QUEUE);
     tracing::debug!(request, queue, "the sound server plays, frames");
     let facts = Facts { rate_hz: RATE_HZ, channels: shape.channels, buffer: request, reach: device.reach };
     let (tap, live, beat) = make(&facts)?;
@@ -206,7 +206,7 @@ impl Play {
             self.question = None;
             let said: PlaybackLatency = TagStructReader::new(&mut answer, server.version()).read()?;
             let at_ns = self.asked_at_ns.midpoint(now_ns).cast_signed();
-            let device_ns = i64::try_from(said.sink_usec).unwrap_or(0) * 1_000;
+            let device_ns = i64::try_from(said.sink_usec).unwrap_or(0).saturating_mul(1_000);
             self.heard_ns = Some(at_ns + device_ns - bytes_ns(said.read_offset, self.frame));
             return Ok(());
         }
@@ -216,7 +216,7 @@ impl Play {
             self.resizing = None;
             let said: SetPlaybackStreamBufferAttrReply =
                 TagStructReader::new(&mut answer, server.version()).read()?;
-            self.level.queue = said.buffer_attr.target_length / self.frame as u32;
+            self.level.queue = (said.buffer_attr.target_length / self.frame as u32).min(MAX_QUEUE);
             return Ok(());
         }
         match server.command() {
@@ -246,7 +246,13 @@ impl Play {
                 }
                 self.supply(server)
             }
-            Some(Command::PlaybackStreamMoved(_)) => {
+            Some(Command::PlaybackStreamMoved(moved)) => {
+                // Another device, another length of queue.
+                let frames = |bytes: u32| (bytes / self.frame as u32).min(MAX_QUEUE);
+                let attributes = &moved.buffer_attr;
+                self.level =
+                    Level::new(frames(attributes.minimum_request_length), frames(attributes.target_length));
+                (self.heard_ns, self.question, self.resizing) = (None, None, None);
                 let _ = self.notes.send(Note::Moved);
                 Ok(())
             }

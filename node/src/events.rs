@@ -14,6 +14,7 @@ use crate::{
     clock,
     controls::{Controls, Hearing, Speak},
     links, text,
+    trust::Standing,
 };
 
 /// Events that may wait for a slow reader. `stats` may take three quarters of them: the next ones follow in a second,
@@ -108,6 +109,19 @@ pub enum Event {
         #[serde(flatten)]
         hearing: Hearing,
     },
+    /// What we know of somebody's name and key.
+    Trust {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        name: String,
+        trust: Standing,
+    },
+    /// Words to compare aloud: the same at the other end, unless somebody stands in between.
+    Compare {
+        #[serde(serialize_with = "display")]
+        peer_id: PeerId,
+        words: String,
+    },
     /// A sound device was opened, lost, or opened again.
     Device {
         end: End,
@@ -127,6 +141,35 @@ pub enum DeviceState {
     Opened,
     Lost,
     Reopened,
+}
+
+impl Event {
+    /// What the log keeps of it: nothing that was said, nobody's name, of PeerIds what tells them apart.
+    pub fn log(&self) {
+        match self {
+            Self::Ready { peer_id, version, .. } => tracing::info!(me = short(peer_id), version, "ready"),
+            Self::Rendezvous { state, addr, .. } => tracing::info!(?state, %addr, "rendezvous"),
+            Self::Joined { open, .. } => tracing::info!(open, "joined"),
+            Self::InputStarted(card) => tracing::info!(card.period_ms, card.channels, "input started"),
+            Self::OutputStarted(card) => tracing::info!(card.period_ms, card.channels, "output started"),
+            Self::Peer { peer_id, state, path, reason, .. } => {
+                tracing::info!(peer = short(peer_id), ?state, ?path, reason, "peer");
+            }
+            Self::FirstAudio { peer_id, since_start_ms } => {
+                tracing::info!(peer = short(peer_id), since_start_ms, "first audio");
+            }
+            Self::Warning(notice) => tracing::warn!(target: "hallway::told", code = notice.code, "warning"),
+            Self::Error(notice) => tracing::warn!(target: "hallway::told", code = notice.code, "error"),
+            Self::Stats(stats) => tracing::debug!(
+                peer = short(&stats.peer_id),
+                mouth_to_ear_ms = stats.mouth_to_ear_ms,
+                loss_pct = stats.loss_pct,
+                concealed_pct = stats.concealed_pct,
+                "stats"
+            ),
+            _ => {}
+        }
+    }
 }
 
 /// Something for a person to know, and what to do about it.
@@ -400,7 +443,17 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
                 links::revealed(&text::clean_line(text))
             )
         }
-        Event::Said { .. } | Event::Device { .. } => return None,
+        Event::Said { .. } | Event::Device { .. } | Event::Compare { .. } => return None,
+        Event::Trust { peer_id, name, trust } => {
+            let who = format!("{} ({})", text::clean_name(name), short(peer_id));
+            match trust {
+                Standing::New => format!("{who} is new to you: compare words aloud to be sure who it is"),
+                Standing::Known => return None,
+                Standing::Verified => format!("{who} is who you verified"),
+                // The warning that follows says it.
+                Standing::OtherKey => return None,
+            }
+        }
         Event::Controls(controls) => own_voice(controls),
         Event::Volume { peer_id, hearing } => match hearing.muted {
             true => format!("{} is not heard here now", short(peer_id)),

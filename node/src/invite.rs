@@ -15,6 +15,7 @@
 )]
 
 pub mod derive;
+mod terms;
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,6 +28,7 @@ use unicode_normalization::UnicodeNormalization as _;
 use zeroize::Zeroize;
 
 pub use derive::RoomSecrets;
+pub use terms::Terms;
 
 /// Longest room name, in characters.
 pub const MAX_ROOM_CHARS: usize = 64;
@@ -58,6 +60,9 @@ pub enum InviteError {
         "the invite is mistyped or cut off: its checksum does not match; copy it again, whole and in quotes"
     )]
     Mistyped,
+    /// `expires=` or `host=` is cut off or mistyped.
+    #[error("the invite's terms are mistyped or cut off; copy it again, whole and in quotes")]
+    BadTerms,
     /// An address after `at=` is no multiaddr.
     #[error("the invite names a rendezvous that is no address: {0}; ask for the invite again")]
     BadAddress(String),
@@ -146,17 +151,19 @@ pub struct Invite {
     pub secret: Option<Secret>,
     /// Where others of the room can be found, at most [`MAX_RENDEZVOUS`].
     pub rendezvous: Vec<Multiaddr>,
+    /// How long it is good, and for whom. An open room has no terms.
+    pub terms: Terms,
 }
 
 impl Invite {
     /// An open room.
     pub fn open(room: RoomName) -> Self {
-        Self { room, secret: None, rendezvous: Vec::new() }
+        Self { room, secret: None, rendezvous: Vec::new(), terms: Terms::default() }
     }
 
     /// A new private room with a fresh secret.
     pub fn generate(room: RoomName, rendezvous: Vec<Multiaddr>) -> Self {
-        Self { room, secret: Some(Secret::random()), rendezvous }
+        Self { room, secret: Some(Secret::random()), rendezvous, terms: Terms::default() }
     }
 
     /// Whether anyone who knows the name may enter.
@@ -166,7 +173,7 @@ impl Invite {
 
     /// What keys and names of this room derive from.
     pub fn secrets(&self) -> RoomSecrets {
-        RoomSecrets::new(&self.room, self.secret.as_ref())
+        RoomSecrets::new(&self.room, self.secret.as_ref(), &self.terms.to_bytes())
     }
 }
 
@@ -185,9 +192,13 @@ impl FromStr for Invite {
         let (name, query) = body.split_once('?').unwrap_or((body, ""));
         let room: RoomName = percent_decoded(name).ok_or(InviteError::Mistyped)?.parse()?;
         let mut invite = Invite::open(room);
+        let mut secret = None;
         for parameter in query.split('&') {
             match parameter.split_once('=') {
-                Some(("secret", text)) => invite.secret = Some(read_secret(&invite.room, text)?),
+                Some(("secret", text)) => secret = Some(text),
+                Some(("expires" | "host", _)) => {
+                    invite.terms.read(parameter).map_err(|()| InviteError::BadTerms)?;
+                }
                 Some(("at", text)) if invite.rendezvous.len() < MAX_RENDEZVOUS => {
                     let bad = || InviteError::BadAddress(crate::text::clean_name(text));
                     let drawable = |text: &String| text.chars().all(crate::text::is_drawable);
@@ -200,6 +211,12 @@ impl FromStr for Invite {
                 }
                 _ => {} // A later version's parameter.
             }
+        }
+        match secret {
+            Some(text) => invite.secret = Some(read_secret(&invite.room, &invite.terms, text)?),
+            // Terms bind the secret; without one they would be a promise that nobody keeps.
+            None if invite.terms != Terms::default() => return Err(InviteError::Mistyped),
+            None => {}
         }
         Ok(invite)
     }
@@ -214,11 +231,12 @@ impl fmt::Display for Invite {
         let mut separator = '?';
         if let Some(secret) = &self.secret {
             let mut bytes = secret.0.to_vec();
-            bytes.extend_from_slice(&checksum(&self.room, secret));
+            bytes.extend_from_slice(&checksum(&self.room, &self.terms, secret));
             write!(f, "{separator}secret={}", base32::encode(&bytes))?;
             bytes.zeroize();
             separator = '&';
         }
+        self.terms.write(f)?;
         for address in self.rendezvous.iter().take(MAX_RENDEZVOUS) {
             write!(f, "{separator}at={}", percent_encoded(&address.to_string()))?;
             separator = '&';
@@ -227,21 +245,22 @@ impl fmt::Display for Invite {
     }
 }
 
-fn read_secret(room: &RoomName, text: &str) -> Result<Secret, InviteError> {
+fn read_secret(room: &RoomName, terms: &Terms, text: &str) -> Result<Secret, InviteError> {
     let mut bytes = base32::decode(text, SECRET_BYTES + CHECKSUM_BYTES).ok_or(InviteError::Mistyped)?;
     let secret =
         bytes.get(..SECRET_BYTES).and_then(|s| s.try_into().ok()).map(Secret).ok_or(InviteError::Mistyped)?;
-    let matches = bytes.get(SECRET_BYTES..) == Some(checksum(room, &secret).as_slice());
+    let matches = bytes.get(SECRET_BYTES..) == Some(checksum(room, terms, &secret).as_slice());
     bytes.zeroize();
     if matches { Ok(secret) } else { Err(InviteError::Mistyped) }
 }
 
-fn checksum(room: &RoomName, secret: &Secret) -> [u8; CHECKSUM_BYTES] {
+fn checksum(room: &RoomName, terms: &Terms, secret: &Secret) -> [u8; CHECKSUM_BYTES] {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(b"hallway invite checksum v1\0");
     context.update(room.as_str().as_bytes());
     context.update(b"\0");
     context.update(&secret.0);
+    context.update(&terms.to_bytes());
     let mut out = [0u8; CHECKSUM_BYTES];
     out.iter_mut().zip(context.finish().as_ref()).for_each(|(out, byte)| *out = *byte);
     out

@@ -14,10 +14,12 @@
     )
 )]
 
+pub mod chat;
+pub mod compare;
 pub mod control;
 pub mod distribution;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use libp2p::Multiaddr;
@@ -26,6 +28,8 @@ use libp2p_identity::PeerId;
 use crate::session::bucket::Bucket;
 use crate::session::keys::SenderKey;
 use crate::text;
+use chat::{Arrival, Line, Place};
+use compare::Compare;
 use control::{CONTROL_VERSION, Control, FEATURE_BEHIND_NAT, Hello, Listed, MAX_ADDRESSES, MAX_CHAT_BYTES};
 use distribution::{KeyDistribution, KeyOutput, PairwiseKeys};
 
@@ -41,6 +45,10 @@ pub const DIAL_PERIOD: Duration = Duration::from_secs(600);
 pub const MAX_DIALLED: usize = 64;
 /// Greatest number of a line: the greatest whole number that every reader of JSON holds exactly.
 pub const MAX_CHAT_ID: u64 = (1 << 53) - 1;
+/// How long lines wait for a member that was lost without a goodbye.
+pub const WAIT_FOR_THE_LOST: Duration = Duration::from_secs(30 * 60);
+/// Lost members for whom lines wait. Of more, the one that is away the longest is given up.
+pub const MAX_AWAY: usize = 32;
 /// Chat lines and changes of name taken from one member at once; beyond, they are dropped and counted.
 pub const MAX_TALK: u32 = 30;
 /// Keys taken from one member at once, far more than a full room's coming and going makes.
@@ -60,6 +68,25 @@ pub struct Member {
     features: u64,
     talk: Bucket,
     key_changes: Bucket,
+    compare: Compare,
+}
+
+/// Lines between us and somebody who is or was in the room.
+#[derive(Debug)]
+struct Mail {
+    out: chat::Outbox,
+    inbox: chat::Inbox,
+    /// Since when it is away without a goodbye.
+    away: Option<Instant>,
+}
+
+/// What the invite says about who may come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// From then on nobody comes in who was not in before.
+    pub closes: Option<Instant>,
+    /// Two people only: this one, and whoever else is the first to come.
+    pub host: Option<PeerId>,
 }
 
 impl Member {
@@ -154,6 +181,20 @@ pub enum Output {
         /// Cleaned.
         text: String,
     },
+    /// Lines for somebody who is away for long were given up.
+    GivenUp {
+        /// For whom.
+        peer: PeerId,
+        /// How many.
+        lines: usize,
+    },
+    /// Words to compare aloud with this member stand, until its session is replaced.
+    Words {
+        /// With whom.
+        peer: PeerId,
+        /// The same at its end.
+        words: [&'static str; compare::WORDS],
+    },
     /// A member does not let us in.
     Refused {
         /// Who.
@@ -180,6 +221,10 @@ pub struct Room {
     features: u64,
     outputs: VecDeque<Output>,
     ignored: u64,
+    mail: BTreeMap<PeerId, Mail>,
+    terms: Terms,
+    /// Everybody who was let in, where terms say who else may be.
+    admitted: BTreeSet<PeerId>,
 }
 
 impl Room {
@@ -205,7 +250,16 @@ impl Room {
             features: 0,
             outputs: VecDeque::new(),
             ignored: 0,
+            mail: BTreeMap::new(),
+            terms: Terms::default(),
+            admitted: BTreeSet::new(),
         }
+    }
+
+    /// The same room under the terms of an invite.
+    pub fn with_terms(mut self, terms: Terms) -> Self {
+        self.terms = terms;
+        self
     }
 
     /// Changes where others should dial us, and tells the members.
@@ -235,18 +289,35 @@ impl Room {
     /// member now; false where there is no room for it: it is told so, and nothing of ours may reach it.
     pub fn handle_established(&mut self, now: Instant, peer: PeerId, addresses: Vec<Multiaddr>) -> bool {
         let known = self.members.contains_key(&peer);
-        if !known && self.members.len().saturating_add(1) >= MAX_MEMBERS {
-            self.send(peer, &Control::Refused(RoomRefusal::Full));
+        let full = !known && self.members.len().saturating_add(1) >= MAX_MEMBERS;
+        if let Some(refusal) = self.refusal(now, peer).or(full.then_some(RoomRefusal::Full)) {
+            self.send(peer, &Control::Refused(refusal));
             self.outputs.push_back(Output::Close { peer });
             return false;
         }
+        if self.terms != Terms::default() {
+            self.admitted.insert(peer);
+        }
+        let (compare, say) = Compare::begin(self.me, peer, rand::random());
         let member = self.members.entry(peer).or_insert_with(|| {
             let talk = Bucket::new(MAX_TALK, TALK_EVERY, now);
             let key_changes = Bucket::new(MAX_KEY_CHANGES, TALK_EVERY, now);
-            Member { peer, name: None, addresses: Vec::new(), features: 0, talk, key_changes }
+            let compare = Compare::begin(peer, peer, [0; compare::NONCE]).0;
+            Member { peer, name: None, addresses: Vec::new(), features: 0, talk, key_changes, compare }
         });
+        member.compare = compare;
         merge(&mut member.addresses, addresses);
         self.send(peer, &self.hello());
+        if let Some(say) = say {
+            self.send(peer, &Control::Compare(say));
+        }
+        let mail = self.mail.entry(peer).or_insert_with(|| Mail {
+            out: chat::Outbox::new(),
+            inbox: chat::Inbox::default(),
+            away: None,
+        });
+        mail.away = None;
+        mail.out.handle_session();
         self.keys.handle_joined(now, peer);
         let others = self.members.values().filter(|other| other.peer != peer);
         let listed: Vec<_> =
@@ -268,9 +339,23 @@ impl Room {
         let Some(member) = self.members.get_mut(&peer) else { return self.ignore() };
         match control {
             Control::Hello(hello) if member.talk.take(now) => self.handle_hello(peer, hello),
-            Control::Chat { id, text } if member.talk.take(now) => {
-                let text = text::clean_line(&text);
-                self.outputs.push_back(Output::Chat { peer, id: id & MAX_CHAT_ID, text });
+            Control::Chat { id, text, place } => self.handle_chat(now, peer, id, &text, place),
+            Control::ChatAck { run, number } => {
+                if let Some(mail) = self.mail.get_mut(&peer) {
+                    mail.out.handle_ack(now, run, number);
+                }
+            }
+            Control::Compare(said) => {
+                let answer = member.compare.handle(said);
+                let words = member.compare.words();
+                if let Some(say) = answer {
+                    self.send(peer, &Control::Compare(say));
+                }
+                match words {
+                    Some(words) => self.outputs.push_back(Output::Words { peer, words }),
+                    None if answer.is_none() => self.ignore(),
+                    None => {}
+                }
             }
             Control::Key(key) if member.key_changes.take(now) => {
                 self.send(peer, &Control::KeyAck { kid: key.kid() });
@@ -282,7 +367,7 @@ impl Room {
                 self.handle_left(now, peer, Departure::Left);
                 self.outputs.push_back(Output::Close { peer });
             }
-            Control::Hello(_) | Control::Chat { .. } | Control::Key(_) | Control::Refused(_) => self.ignore(),
+            Control::Hello(_) | Control::Key(_) | Control::Refused(_) => self.ignore(),
         }
     }
 
@@ -290,22 +375,32 @@ impl Room {
     pub fn handle_left(&mut self, now: Instant, peer: PeerId, departure: Departure) {
         let Some(member) = self.members.remove(&peer) else { return };
         self.keys.handle_left(now, peer);
+        match self.mail.get_mut(&peer) {
+            Some(mail) if departure == Departure::Lost => mail.away = Some(now),
+            _ => drop(self.mail.remove(&peer)),
+        }
         self.outputs.push_back(Output::Forget { peer });
         if member.name.is_some() {
             self.outputs.push_back(Output::Left { peer, departure });
         }
     }
 
-    /// Says a line to everybody and gives its number.
+    /// Says a line to everybody who is here, or was lost without a goodbye and comes back in time, and gives its number.
     ///
     /// # Errors
     /// [`ChatError`]; nothing was sent.
-    pub fn say(&mut self, text: &str) -> Result<u64, ChatError> {
+    pub fn say(&mut self, now: Instant, text: &str) -> Result<u64, ChatError> {
         if text.len() > MAX_CHAT_BYTES {
             return Err(ChatError::TooLong { length: text.len() });
         }
+        self.give_up_the_lost(now);
         let id = rand::random_range(0..=MAX_CHAT_ID);
-        self.send_all(&Control::Chat { id, text: text.to_owned() });
+        for (peer, mail) in &mut self.mail {
+            let lines = mail.out.push(Line { id, text: text.to_owned() });
+            if lines > 0 {
+                self.outputs.push_back(Output::GivenUp { peer: *peer, lines });
+            }
+        }
         Ok(id)
     }
 
@@ -322,12 +417,25 @@ impl Room {
                 KeyOutput::Send { to, key } => self.send(to, &Control::Key(key)),
             }
         }
+        for (peer, mail) in self.mail.iter_mut().filter(|(_, mail)| mail.away.is_none()) {
+            while let Some((place, Line { id, text })) = mail.out.poll(now) {
+                let message = Control::Chat { id, text, place }.encode();
+                self.outputs.push_back(Output::Send { to: *peer, message });
+            }
+        }
         self.outputs.pop_front()
     }
 
     /// When to poll if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.keys.poll_timeout()
+        let lines =
+            self.mail.values().filter(|mail| mail.away.is_none()).filter_map(|mail| mail.out.poll_timeout());
+        lines.chain(self.keys.poll_timeout()).min()
+    }
+
+    /// Words to compare aloud with this member, once both sides have drawn them.
+    pub fn words(&self, peer: &PeerId) -> Option<[&'static str; compare::WORDS]> {
+        self.members.get(peer)?.compare.words()
     }
 
     /// The others, by PeerId.
@@ -343,6 +451,51 @@ impl Room {
     /// Messages that were malformed, too many, of an unknown kind or from strangers.
     pub fn ignored(&self) -> u64 {
         self.ignored
+    }
+
+    /// Why the invite's terms keep somebody out.
+    fn refusal(&self, now: Instant, peer: PeerId) -> Option<RoomRefusal> {
+        if self.admitted.contains(&peer) {
+            return None;
+        }
+        if self.terms.closes.is_some_and(|at| at <= now) {
+            return Some(RoomRefusal::Closed);
+        }
+        let host = self.terms.host?;
+        // The host takes the first who comes, and that one takes nobody but the host.
+        let welcome = if host == self.me { self.admitted.is_empty() } else { host == peer };
+        (!welcome).then_some(RoomRefusal::Used)
+    }
+
+    fn handle_chat(&mut self, now: Instant, peer: PeerId, id: u64, text: &str, place: Place) {
+        let (Some(member), Some(mail)) = (self.members.get_mut(&peer), self.mail.get_mut(&peer)) else {
+            return self.ignore();
+        };
+        match mail.inbox.look(place) {
+            Arrival::New if member.talk.take(now) => {
+                mail.inbox.take(place);
+                let text = text::clean_line(text);
+                self.outputs.push_back(Output::Chat { peer, id: id & MAX_CHAT_ID, text });
+            }
+            Arrival::Known => {}
+            Arrival::New | Arrival::Early => return self.ignore(),
+        }
+        if let Some(Place { run, number, .. }) = mail.inbox.place() {
+            self.send(peer, &Control::ChatAck { run, number });
+        }
+    }
+
+    /// Forgets lines for those who are away for too long, or too many.
+    fn give_up_the_lost(&mut self, now: Instant) {
+        let is_late = |since: Instant| now.saturating_duration_since(since) >= WAIT_FOR_THE_LOST;
+        self.mail.retain(|_, mail| !mail.away.is_some_and(is_late));
+        let mut away: Vec<_> =
+            self.mail.iter().filter_map(|(peer, mail)| Some((mail.away?, *peer))).collect();
+        away.sort();
+        let surplus = away.len().saturating_sub(MAX_AWAY);
+        for (_, peer) in away.into_iter().take(surplus) {
+            self.mail.remove(&peer);
+        }
     }
 
     fn handle_hello(&mut self, peer: PeerId, hello: Hello) {

@@ -297,10 +297,15 @@ fn a_number_of_a_line_fits_what_every_reader_of_json_holds() {
         (Instant::now(), Room::new(PeerId::random(), "me", vec![]), PeerId::random());
     room.handle_established(now, member, vec![]);
     for _ in 0..1000 {
-        assert!(room.say("hi").unwrap() <= MAX_CHAT_ID);
+        assert!(room.say(now, "hi").unwrap() <= MAX_CHAT_ID);
     }
     while room.poll_output(now).is_some() {}
-    room.handle_message(now, member, &Control::Chat { id: u64::MAX, text: "hi".into() }.encode());
+    room.handle_message(
+        now,
+        member,
+        &Control::Chat { id: u64::MAX, text: "hi".into(), place: Place { run: 1, number: 1, first: 1 } }
+            .encode(),
+    );
     let text = "hi".to_owned();
     assert_eq!(room.poll_output(now), Some(Output::Chat { peer: member, id: MAX_CHAT_ID, text }));
 }
@@ -334,12 +339,14 @@ fn chat_is_cleaned_and_a_flood_of_it_is_cut() {
     let mut world = World::new(3);
     let (ana, ben) = (world.join(), world.join());
     world.run(Duration::from_secs(1));
-    let id = world.nodes.get_mut(&ana).unwrap().room.say("hi\u{1b}[2J\nthere").unwrap();
+    let now = world.now;
+    let id = world.nodes.get_mut(&ana).unwrap().room.say(now, "hi\u{1b}[2J\nthere").unwrap();
     world.pump();
     world.run(Duration::from_secs(1));
     assert!(world.nodes[&ben].events.contains(&Output::Chat { peer: ana, id, text: "hi[2J there".into() }));
     for n in 0..100_000 {
-        let message = Control::Chat { id: n, text: "spam".into() }.encode();
+        let place = Place { run: 9, number: n + 1, first: 1 };
+        let message = Control::Chat { id: n, text: "spam".into(), place }.encode();
         let now = world.now;
         world.nodes.get_mut(&ben).unwrap().room.handle_message(now, ana, &message);
     }
@@ -347,7 +354,7 @@ fn chat_is_cleaned_and_a_flood_of_it_is_cut() {
     let lines = world.nodes[&ben].events.iter().filter(|e| matches!(e, Output::Chat { .. })).count();
     assert!(lines <= MAX_TALK as usize + 1, "{lines}");
     let long = "x".repeat(MAX_CHAT_BYTES + 1);
-    let said = world.nodes.get_mut(&ana).unwrap().room.say(&long);
+    let said = world.nodes.get_mut(&ana).unwrap().room.say(now, &long);
     assert_eq!(said, Err(ChatError::TooLong { length: MAX_CHAT_BYTES + 1 }));
 }
 
@@ -472,4 +479,108 @@ proptest! {
             }
         }
     }
+}
+
+/// What a lone room sends to one peer, as messages.
+fn sent_to(room: &mut Room, now: Instant, peer: PeerId) -> Vec<Control> {
+    let mut sent = Vec::new();
+    while let Some(output) = room.poll_output(now) {
+        if let Output::Send { to, message } = output
+            && to == peer
+        {
+            sent.extend(Control::decode(&message).unwrap());
+        }
+    }
+    sent
+}
+
+fn lines(sent: &[Control]) -> Vec<(u64, String)> {
+    let line = |control: &Control| match control {
+        Control::Chat { text, place, .. } => Some((place.number, text.clone())),
+        _ => None,
+    };
+    sent.iter().filter_map(line).collect()
+}
+
+#[test]
+fn a_line_waits_for_a_member_that_was_lost_and_not_for_one_that_left_or_comes_later() {
+    let (now, me) = (Instant::now(), PeerId::random());
+    let [lost, left, later] = [PeerId::random(), PeerId::random(), PeerId::random()];
+    let mut room = Room::new(me, "me", vec![]);
+    room.handle_established(now, lost, vec![]);
+    room.handle_established(now, left, vec![]);
+    room.say(now, "one").unwrap();
+    assert_eq!(lines(&sent_to(&mut room, now, lost)), [(1, "one".to_owned())]);
+    room.handle_left(now, lost, Departure::Lost);
+    room.handle_message(now, left, &Control::Leave.encode());
+    room.say(now, "two").unwrap();
+    assert_eq!(lines(&sent_to(&mut room, now, lost)), [], "there is no session to say it in");
+    for peer in [later, left, lost] {
+        room.handle_established(now, peer, vec![]);
+        let wanted = if peer == lost { vec![(1, "one".to_owned()), (2, "two".to_owned())] } else { vec![] };
+        assert_eq!(lines(&sent_to(&mut room, now, peer)), wanted);
+    }
+    // Half an hour is too long.
+    room.handle_left(now, lost, Departure::Lost);
+    room.say(now + WAIT_FOR_THE_LOST, "three").unwrap();
+    room.handle_established(now + WAIT_FOR_THE_LOST, lost, vec![]);
+    assert_eq!(lines(&sent_to(&mut room, now + WAIT_FOR_THE_LOST, lost)), []);
+}
+
+#[test]
+fn people_who_come_and_vanish_for_ever_do_not_pile_up() {
+    let (mut now, mut room) = (Instant::now(), Room::new(PeerId::random(), "me", vec![]));
+    for _ in 0..500 {
+        let peer = PeerId::random();
+        room.handle_established(now, peer, vec![]);
+        room.say(now, "hello").unwrap();
+        while room.poll_output(now).is_some() {}
+        room.handle_left(now, peer, Departure::Lost);
+        now += Duration::from_secs(1);
+    }
+    assert!(room.mail.len() <= MAX_AWAY + 1, "{}", room.mail.len());
+}
+
+#[test]
+fn after_its_time_a_room_takes_those_who_were_in_and_nobody_new() {
+    let (now, member, late) = (Instant::now(), PeerId::random(), PeerId::random());
+    let closes = Some(now + Duration::from_secs(60));
+    let mut room = Room::new(PeerId::random(), "me", vec![]).with_terms(Terms { closes, host: None });
+    assert!(room.handle_established(now, member, vec![]));
+    let after = now + Duration::from_secs(60);
+    assert!(!room.handle_established(after, late, vec![]));
+    assert!(sent_to(&mut room, after, late).contains(&Control::Refused(RoomRefusal::Closed)));
+    room.handle_left(after, member, Departure::Lost);
+    assert!(room.handle_established(after, member, vec![]), "it was in");
+    assert_eq!(room.members().count(), 1);
+}
+
+#[test]
+fn a_room_for_one_guest_takes_the_first_and_the_guest_takes_nobody_but_the_host() {
+    let (now, host) = (Instant::now(), PeerId::random());
+    let [guest, thief] = [PeerId::random(), PeerId::random()];
+    let terms = Terms { closes: None, host: Some(host) };
+    let mut at_host = Room::new(host, "host", vec![]).with_terms(terms);
+    let mut at_guest = Room::new(guest, "guest", vec![]).with_terms(terms);
+    assert!(!at_guest.handle_established(now, thief, vec![]), "a thief cannot play the host");
+    assert!(at_guest.handle_established(now, host, vec![]));
+    assert!(at_host.handle_established(now, guest, vec![]));
+    assert!(!at_host.handle_established(now, thief, vec![]));
+    assert!(sent_to(&mut at_host, now, thief).contains(&Control::Refused(RoomRefusal::Used)));
+    at_host.handle_left(now, guest, Departure::Left);
+    assert!(!at_host.handle_established(now, thief, vec![]), "used is used");
+    assert!(at_host.handle_established(now, guest, vec![]));
+}
+
+#[test]
+fn members_see_the_same_words_and_new_ones_in_each_session() {
+    let mut world = World::new(5);
+    let (ana, ben, cem) = (world.join(), world.join(), world.join());
+    world.run(Duration::from_secs(2));
+    let words = |world: &World, a: PeerId, b: PeerId| world.nodes[&a].room.words(&b).expect("words");
+    let before = words(&world, ana, ben);
+    assert_eq!(before, words(&world, ben, ana));
+    assert_eq!(words(&world, ana, cem), words(&world, cem, ana));
+    assert_ne!(before, words(&world, ana, cem));
+    assert!(world.nodes[&ana].events.contains(&Output::Words { peer: ben, words: before }));
 }

@@ -11,9 +11,13 @@ pub fn safety_words(peer: &PeerId) -> [&'static str; SAFETY_WORDS] {
     let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
     context.update(b"hallway safety words v1");
     context.update(&peer.to_bytes());
-    let digest = context.finish();
+    from_bits(context.finish().as_ref())
+}
+
+/// The first bits of a hash as words, 11 each; at most 11 words.
+pub fn from_bits<const WORDS: usize>(hash: &[u8]) -> [&'static str; WORDS] {
     let mut bits = 0u128;
-    for byte in digest.as_ref().iter().take(16) {
+    for byte in hash.iter().take(16) {
         bits = (bits << 8) | u128::from(*byte);
     }
     let list = Language::English.word_list();

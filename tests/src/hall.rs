@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hallway::ctl::{self, Call};
 use tempfile::TempDir;
 
 use crate::process::Process;
@@ -107,6 +108,14 @@ pub fn node(dir: &Path, room: &str, name: &str, args: NodeArgs<'_>) -> Process {
     all.extend(["--listen".into(), args.listen.to_owned()]);
     all.extend(args.more);
     Process::start(dir, name, all, &[])
+}
+
+/// A connection to the control socket of the node of this name, which has the home that [`node`] gives it.
+pub fn control(dir: &Path, name: &str) -> Call {
+    let folder = ctl::folder(Some(&dir.join(format!("home-{name}"))));
+    let mut calls = ctl::calls(&folder);
+    assert_eq!(calls.len(), 1, "sockets in {}", folder.display());
+    calls.remove(0)
 }
 
 /// A `file:` source or sink.

@@ -78,11 +78,8 @@ impl Process {
         environment: &[(&str, &str)],
     ) -> Process {
         let (stdout, stderr) = (dir.join(format!("{name}.stdout")), dir.join(format!("{name}.stderr")));
-        let mut child = command
+        let mut child = without_settings(&mut command)
             .args(args)
-            .env_remove("HALLWAY_LOG")
-            .env_remove("HALLWAY_DATA_DIR")
-            .env_remove("HALLWAY_NAME")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -119,7 +116,7 @@ impl Process {
         let (stdout, stderr) = (dir.join(format!("{name}.stdout")), dir.join(format!("{name}.stderr")));
         File::create(&stdout).unwrap();
         let (reader, writer) = std::io::pipe().expect("a pipe");
-        let child = Command::new(binary::hallway())
+        let child = without_settings(&mut Command::new(binary::hallway()))
             .args(args)
             .stdin(Stdio::null())
             .stdout(writer)
@@ -305,6 +302,14 @@ impl Process {
             events.iter().filter(|event| event["event"] != "stats").map(|event| format!("  {event}\n"));
         format!("{} said:\n{}and on standard error:\n{}", self.name, told.collect::<String>(), self.stderr())
     }
+}
+
+/// What the person who runs the tests has set must not change them.
+fn without_settings(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HALLWAY_")) {
+        command.env_remove(name);
+    }
+    command
 }
 
 impl Drop for Process {

@@ -66,6 +66,7 @@ impl Talker {
             output: output.into(),
             controls: Controls::default(),
             volumes: Volumes::load(dir),
+            trust: hallway::trust::Trust::default(),
         };
         let (events, happened) = mpsc::channel(hallway::events::MAX_WAITING_EVENTS);
         let (orders, asked) = mpsc::channel(hallway::node::MAX_WAITING_ORDERS);

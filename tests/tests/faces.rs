@@ -138,9 +138,11 @@ async fn ten_hostile_texts_come_out_clean_on_every_face_and_imitate_nobody() {
         let connection = eve.dial(&place.listen).await;
         members.push(eve.join(connection, &invite, place.id.parse().unwrap()).await);
     }
-    for (kind, text) in hostile() {
+    // Each line begins a run of its own: one that is refused holds up no other.
+    let place = |run| hallway::room::chat::Place { run, number: 1, first: 1 };
+    for (run, (kind, text)) in (1..).zip(hostile()) {
         says(&mut members, &hello(&text)).await;
-        says(&mut members, &Control::Chat { id: 1, text }).await;
+        says(&mut members, &Control::Chat { id: 1, text, place: place(run) }).await;
         match kind {
             // Both are told apart then, by what they cannot choose.
             "another's name in other letters" => {
@@ -161,7 +163,7 @@ async fn ten_hostile_texts_come_out_clean_on_every_face_and_imitate_nobody() {
         }
     }
     says(&mut members, &hello("eve")).await;
-    says(&mut members, &Control::Chat { id: 2, text: "that was all".into() }).await;
+    says(&mut members, &Control::Chat { id: 2, text: "that was all".into(), place: place(0) }).await;
     ana.wait_for("eve:  that was all");
     ana.keys(&["l"]);
     ana.wait_for("─ log ");

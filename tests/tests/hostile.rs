@@ -186,7 +186,8 @@ async fn a_member_who_means_no_good_hurts_nobody_but_himself() {
             Control::Hello(hello).encode()
         };
         member.say(hello(HOSTILE_NAME));
-        member.say(Control::Chat { id: 7, text: HOSTILE_NAME.repeat(20) }.encode());
+        let place = hallway::room::chat::Place { run: 1, number: 1, first: 1 };
+        member.say(Control::Chat { id: 7, text: HOSTILE_NAME.repeat(20), place }.encode());
         let there: Multiaddr = format!("/ip4/127.0.0.1/udp/{third_port}/quic-v1").parse().unwrap();
         let listed = (0..16).map(|_| Listed { peer: PeerId::random(), addresses: vec![there.clone()] });
         member.say(Control::Members(listed.collect()).encode());

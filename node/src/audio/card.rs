@@ -7,8 +7,10 @@
 //! oldest are lost (captured unheard, played as silence) and counted.
 
 use super::clock::{frames_to_ns, ns_to_frames};
+use super::error::Error;
 use super::event::{AudioEvent, End, Events, Xruns};
 use super::mirror::Glass;
+use super::pipe::PipeSink;
 use super::source::Source;
 use super::wav::Recording;
 
@@ -90,14 +92,62 @@ impl SimCapture {
         self.next += self.ticks.period;
         let met = self.source.fill(&mut self.block, usize::from(self.channels));
         let time = |offset: usize| self.ticks.time_of(at + offset as u64);
-        let silence_began = (at == 0 && matches!(self.source, Source::Silence)).then_some(0);
-        if let Some(offset) = met.first.or(silence_began).filter(|_| self.announce) {
+        let live = matches!(self.source, Source::Silence | Source::Pipe(_));
+        let began = (at == 0 && live).then_some(0);
+        if let Some(offset) = met.first.or(began).filter(|_| self.announce) {
             self.events.started(End::Input, time(offset), self.channels, self.ticks.period as u32);
         }
         if let Some(offset) = met.end {
             self.events.send(AudioEvent::InputFinished { at_ns: time(offset) });
         }
         time(0)
+    }
+}
+
+/// Where a simulated card plays.
+#[derive(Debug)]
+pub(crate) enum Sink {
+    /// A recording.
+    File(Recording),
+    /// Another program.
+    Pipe(PipeSink),
+}
+
+impl Sink {
+    fn write(&mut self, pcm: &[f32]) {
+        match self {
+            Self::File(recording) => recording.write(pcm),
+            Self::Pipe(pipe) => pipe.write(pcm),
+        }
+    }
+
+    fn write_silence(&mut self, samples: u64) {
+        match self {
+            Self::File(recording) => recording.write_silence(samples),
+            Self::Pipe(pipe) => pipe.write_silence(samples),
+        }
+    }
+
+    /// Samples that its other end was too late for, since the last call.
+    fn take_lost(&mut self) -> u64 {
+        match self {
+            Self::File(_) => 0,
+            Self::Pipe(pipe) => pipe.take_lost(),
+        }
+    }
+
+    /// Writes what is left, and closes.
+    ///
+    /// # Errors
+    /// As [`Recording::finish`].
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        match self {
+            Self::File(recording) => recording.finish(),
+            Self::Pipe(pipe) => {
+                pipe.finish();
+                Ok(())
+            }
+        }
     }
 }
 
@@ -108,7 +158,7 @@ pub(crate) struct SimPlayback {
     channels: u16,
     /// Frames written so far: the position of the next.
     next: u64,
-    sink: Option<Recording>,
+    sink: Option<Sink>,
     /// Where it is captured again.
     glass: Option<Glass>,
     /// Whether its start is news that has not been told.
@@ -119,13 +169,7 @@ pub(crate) struct SimPlayback {
 
 impl SimPlayback {
     /// A card that plays into `sink`, or nowhere.
-    pub(crate) fn new(
-        sink: Option<Recording>,
-        t0_ns: u64,
-        period: u32,
-        channels: u16,
-        events: Events,
-    ) -> Self {
+    pub(crate) fn new(sink: Option<Sink>, t0_ns: u64, period: u32, channels: u16, events: Events) -> Self {
         let ticks = Ticks { t0_ns, period: u64::from(period) };
         let xruns = Xruns::new(End::Output);
         Self { ticks, channels, next: 0, sink, glass: None, announce: true, xruns, events }
@@ -176,14 +220,16 @@ impl SimPlayback {
         self.next += (pcm.len() / usize::from(self.channels)) as u64;
         if let Some(sink) = &mut self.sink {
             sink.write(pcm);
+            let lost = sink.take_lost() / u64::from(self.channels) / self.ticks.period;
+            self.xruns.add(lost);
         }
         if let Some(glass) = &mut self.glass {
             glass.write(pcm);
         }
     }
 
-    /// Hands the recording over, to be finished.
-    pub(crate) fn take_recording(&mut self) -> Option<Recording> {
+    /// Hands what it plays into over, to be finished.
+    pub(crate) fn take_sink(&mut self) -> Option<Sink> {
         self.sink.take()
     }
 

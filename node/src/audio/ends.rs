@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use super::card::{SimCapture, SimPlayback};
+use super::card::{SimCapture, SimPlayback, Sink};
 use super::clock::monotonic_ns;
 use super::device::{DeviceCapture, DevicePlayback, Keeper, Reach};
 use super::error::Error;
-use super::wav::Recording;
 
 /// One captured period.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,7 +143,7 @@ impl PlaybackEnd {
 
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         match &mut self.0 {
-            Playback::Sim(card) => card.take_recording().map_or(Ok(()), Recording::finish),
+            Playback::Sim(card) => card.take_sink().map_or(Ok(()), Sink::finish),
             Playback::Device(..) => Ok(()),
         }
     }

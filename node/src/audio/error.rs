@@ -55,6 +55,16 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A `pipe:` cannot be opened.
+    #[error("cannot use the pipe {} as {end}: {source}", path.display())]
+    Pipe {
+        /// Which end.
+        end: End,
+        /// The pipe.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// Input and output are one file.
     #[error("{} is both input and output", path.display())]
     SameFile {
@@ -97,6 +107,7 @@ impl Error {
             Self::Refused { .. } => "close what else uses it, or pick another of `hallway devices`; `--input silence --output null` and `file:PATH.wav` need no sound card".into(),
             Self::Input { source, .. } => source.hint().into(),
             Self::Output { .. } => "name a file in a folder you may write to, with room left; or `--output null`".into(),
+            Self::Pipe { .. } => "make it with `mkfifo PATH`, or use `pipe:-` for standard input and output".into(),
             Self::SameFile { .. } => "give the recording another name".into(),
             Self::Unfinished { .. } => "check the disk; the file holds all but the last seconds".into(),
             Self::Range { allowed, .. } => format!("choose {allowed}"),

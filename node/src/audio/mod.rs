@@ -21,6 +21,7 @@ mod ends;
 mod error;
 mod event;
 mod mirror;
+mod pipe;
 mod source;
 mod spec;
 mod switch;
@@ -34,6 +35,7 @@ pub use ends::{Block, CaptureEnd, PlaybackEnd};
 pub use error::Error;
 pub use event::{AudioEvent, End, MAX_EVENTS};
 pub use mirror::MAX_MIRROR;
+pub use pipe::{Format as PipeFormat, MAX_AHEAD_MS, MAX_BEHIND_MS, PipeSpec};
 pub use spec::{InputSpec, InputStart, MAX_TONE_HZ, MIN_TONE_HZ, OutputSpec, SpecError};
 pub use switch::EndOpener;
 pub(crate) use voice::echo_lag;
@@ -118,7 +120,7 @@ impl Audio {
             loudspeaker.map(|wanted| keep::<Loudspeaker>(wanted, shape, events.clone())).transpose()?;
         let microphone = microphone.map(Opening::wait).transpose()?;
         let loudspeaker = loudspeaker.map(Opening::wait).transpose()?;
-        let recording = switch::recording(&config.output, config.channels, &events)?;
+        let sink = switch::sink(&config.output, config.channels, &events)?;
         let t0_ns = monotonic_ns();
         let capture = match microphone {
             Some((keeper, arriving)) => {
@@ -139,13 +141,9 @@ impl Audio {
             Some((keeper, arriving)) => {
                 PlaybackEnd::device(DevicePlayback::new(arriving, shape, events), keeper)
             }
-            None => PlaybackEnd::simulated(SimPlayback::new(
-                recording,
-                t0_ns,
-                config.period,
-                config.channels,
-                events,
-            )),
+            None => {
+                PlaybackEnd::simulated(SimPlayback::new(sink, t0_ns, config.period, config.channels, events))
+            }
         };
         Ok(Self { capture, playback, events: news, opener, sharp: false })
     }

@@ -1,6 +1,7 @@
 //! What a simulated card captures: silence, a tone, or a clip. Arithmetic only; every sample follows from its position.
 
 use super::clock::RATE_HZ;
+use super::pipe::PipeSource;
 
 /// Peak of the tone: −20 dB below full scale.
 const TONE_PEAK: f64 = 0.1;
@@ -22,6 +23,8 @@ pub(crate) enum Source {
         at: usize,
         waiting: bool,
     },
+    /// What another program writes, as far as it has come.
+    Pipe(PipeSource),
 }
 
 /// What one call of [`Source::fill`] met, as frame offsets into the buffer.
@@ -70,6 +73,7 @@ impl Source {
                 }
                 met
             }
+            Self::Pipe(pipe) => Met { first: None, end: pipe.fill(out, channels) },
             Self::Clip { waiting: true, .. } => {
                 out.fill(0.0);
                 Met::default()

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::pipe::{Format, PipeSpec};
+
 /// Lowest tone offered, hertz.
 pub const MIN_TONE_HZ: f32 = 20.0;
 /// Highest tone offered, hertz: above it a 48 kHz card has no clean sine and people hear nothing.
@@ -23,6 +25,8 @@ pub enum InputSpec {
     Tone(f32),
     /// Digital silence.
     Silence,
+    /// Raw sound that another program writes.
+    Pipe(PipeSpec),
 }
 
 /// Where the voices of the others go.
@@ -37,6 +41,8 @@ pub enum OutputSpec {
     File(PathBuf),
     /// Nowhere; played in real time all the same.
     Null,
+    /// Raw sound for another program.
+    Pipe(PipeSpec),
 }
 
 /// When a `file:` input begins. Other inputs always run.
@@ -61,6 +67,11 @@ pub enum SpecError {
     /// `file:` without a path.
     #[error("`file:` needs a path, as `file:voice.wav`")]
     NoPath,
+    /// `pipe:` without a path.
+    #[error(
+        "`pipe:` needs a path, as `pipe:/tmp/voice` (made with mkfifo) or `pipe:-`; raw 48 kHz, 16 bits; `pipe-f32:` for floats"
+    )]
+    NoPipe,
     /// Nothing at all.
     #[error("an empty sound source or sink: write `default`, a device's name, or `file:PATH.wav`")]
     Empty,
@@ -93,6 +104,8 @@ impl FromStr for InputSpec {
             "null" => Err(SpecError::WrongWay { text: text.into(), is: "output", wanted: "input" }),
             _ => match text.split_once(':') {
                 Some(("file", path)) => file(path).map(Self::File),
+                Some(("pipe", path)) => pipe(path, Format::S16).map(Self::Pipe),
+                Some(("pipe-f32", path)) => pipe(path, Format::F32).map(Self::Pipe),
                 Some(("tone", hz)) => hz
                     .parse::<f32>()
                     .ok()
@@ -116,6 +129,8 @@ impl FromStr for OutputSpec {
             "silence" => Err(SpecError::WrongWay { text: text.into(), is: "input", wanted: "output" }),
             _ => match text.split_once(':') {
                 Some(("file", path)) => file(path).map(Self::File),
+                Some(("pipe", path)) => pipe(path, Format::S16).map(Self::Pipe),
+                Some(("pipe-f32", path)) => pipe(path, Format::F32).map(Self::Pipe),
                 Some(("tone", _)) => {
                     Err(SpecError::WrongWay { text: text.into(), is: "input", wanted: "output" })
                 }
@@ -145,6 +160,7 @@ impl fmt::Display for InputSpec {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Tone(hz) => write!(f, "tone:{hz}"),
             Self::Silence => f.write_str("silence"),
+            Self::Pipe(pipe) => pipe.fmt(f),
         }
     }
 }
@@ -156,6 +172,7 @@ impl fmt::Display for OutputSpec {
             Self::Device(name) => f.write_str(name),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Null => f.write_str("null"),
+            Self::Pipe(pipe) => pipe.fmt(f),
         }
     }
 }
@@ -167,6 +184,20 @@ impl fmt::Display for InputStart {
             Self::FirstPeer => "first-peer",
         })
     }
+}
+
+impl fmt::Display for PipeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.format {
+            Format::S16 => "pipe",
+            Format::F32 => "pipe-f32",
+        };
+        write!(f, "{scheme}:{}", self.path.display())
+    }
+}
+
+fn pipe(path: &str, format: Format) -> Result<PipeSpec, SpecError> {
+    if path.is_empty() { Err(SpecError::NoPipe) } else { Ok(PipeSpec { path: path.into(), format }) }
 }
 
 fn file(path: &str) -> Result<PathBuf, SpecError> {
@@ -187,10 +218,12 @@ mod tests {
             "file:a/b c.wav",
             "file:C:x.wav",
             "USB Audio: Mic",
+            "pipe:/tmp/voice",
+            "pipe-f32:-",
         ] {
             assert_eq!(text.parse::<InputSpec>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
-        for text in ["default", "null", "file:out.wav", "alsa:hw:0,0"] {
+        for text in ["default", "null", "file:out.wav", "pipe:-", "pipe-f32:a b", "alsa:hw:0,0"] {
             assert_eq!(text.parse::<OutputSpec>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
         for text in ["now", "first-peer"] {
@@ -204,6 +237,7 @@ mod tests {
         for text in [
             "",
             "file:",
+            "pipe:",
             "tone:",
             "tone:abc",
             "tone:19",
@@ -219,7 +253,7 @@ mod tests {
                 "{text}: {error}"
             );
         }
-        for text in ["", "file:", "tone:440", "silence"] {
+        for text in ["", "file:", "pipe-f32:", "tone:440", "silence"] {
             assert!(text.parse::<OutputSpec>().is_err(), "{text}");
         }
         assert!("later".parse::<InputStart>().is_err());

@@ -1,9 +1,10 @@
 //! Opens one end by itself: for [`Audio::open`](super::Audio::open), and for another end while a call goes on.
 
-use super::card::{SimCapture, SimPlayback};
+use super::card::{SimCapture, SimPlayback, Sink};
 use super::clock::monotonic_ns;
 use super::device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, Wanted, keep};
-use super::event::Events;
+use super::event::{End, Events};
+use super::pipe::{PipeSink, PipeSource};
 use super::source::Source;
 use super::wav::Recording;
 use super::{CaptureEnd, Error, InputSpec, InputStart, OutputSpec, PlaybackEnd, wav};
@@ -54,9 +55,9 @@ impl EndOpener {
                 keeper,
             ));
         }
-        let recording = recording(output, channels, &self.events)?;
+        let sink = sink(output, channels, &self.events)?;
         Ok(PlaybackEnd::simulated(SimPlayback::new(
-            recording,
+            sink,
             monotonic_ns(),
             period,
             channels,
@@ -74,6 +75,13 @@ pub(super) fn source(input: &InputSpec, channels: u16, start: InputStart) -> Res
             let pcm =
                 wav::load(path, channels).map_err(|source| Error::Input { path: path.clone(), source })?;
             Some(Source::clip(pcm, start == InputStart::FirstPeer))
+        }
+        InputSpec::Pipe(spec) => {
+            Some(Source::Pipe(PipeSource::open(spec, channels).map_err(|source| Error::Pipe {
+                end: End::Input,
+                path: spec.path.clone(),
+                source,
+            })?))
         }
         InputSpec::Default | InputSpec::Device(_) => None,
     })
@@ -93,20 +101,19 @@ pub(super) fn loudspeaker(output: &OutputSpec) -> Option<Wanted> {
     match output {
         OutputSpec::Default => Some(Wanted::Default),
         OutputSpec::Device(name) => Some(Wanted::Named(name.clone())),
-        OutputSpec::File(_) | OutputSpec::Null => None,
+        OutputSpec::File(_) | OutputSpec::Pipe(_) | OutputSpec::Null => None,
     }
 }
 
-/// The recording that is meant, if one is; the file is created.
-pub(super) fn recording(
-    output: &OutputSpec,
-    channels: u16,
-    events: &Events,
-) -> Result<Option<Recording>, Error> {
+/// What a simulated card plays into, if anything; a recording's file is created.
+pub(super) fn sink(output: &OutputSpec, channels: u16, events: &Events) -> Result<Option<Sink>, Error> {
     match output {
         OutputSpec::File(path) => Recording::create(path, channels, events.clone())
-            .map(Some)
+            .map(|recording| Some(Sink::File(recording)))
             .map_err(|source| Error::Output { path: path.clone(), source }),
-        _ => Ok(None),
+        OutputSpec::Pipe(spec) => PipeSink::open(spec, channels, events.clone())
+            .map(|pipe| Some(Sink::Pipe(pipe)))
+            .map_err(|source| Error::Pipe { end: End::Output, path: spec.path.clone(), source }),
+        OutputSpec::Default | OutputSpec::Device(_) | OutputSpec::Null => Ok(None),
     }
 }

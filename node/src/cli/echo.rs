@@ -19,6 +19,7 @@ use crate::{
     invite::Invite,
     node::{self, Command, Node, Order},
     priority,
+    trust::Trust,
     volumes::Volumes,
 };
 
@@ -39,8 +40,8 @@ pub struct EchoArgs {
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = humantime::parse_duration)]
     after: Duration,
     /// Time between two calls of the sound card, in milliseconds
-    #[arg(long, default_value_t = 2.5, value_name = "MS")]
-    period_ms: f64,
+    #[arg(long = "period-ms", default_value = "2.5", value_name = "MS", value_parser = join::period_frames)]
+    period_ms: u32,
     /// End by itself after this time (20s, 2m)
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     leave_after: Option<Duration>,
@@ -65,7 +66,7 @@ struct Lag {
 /// Talks to itself until told to stop.
 pub fn run(args: &EchoArgs) -> Result<ExitCode, Failure> {
     let started = Instant::now();
-    let period = join::period_frames(args.period_ms)?;
+    let period = args.period_ms;
     let sound = |error: crate::audio::Error| Failure {
         code: if error.is_device() { 4 } else { 2 },
         message: error.to_string(),
@@ -233,5 +234,6 @@ fn config(
         output: String::new(),
         controls: Controls::default(),
         volumes: Volumes::default(),
+        trust: Trust::default(),
     })
 }

@@ -1,6 +1,11 @@
 //! Commands that print something and are done: `invite`, `id`, `devices`, `man`.
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use libp2p::Multiaddr;
@@ -17,8 +22,19 @@ pub struct InviteArgs {
     /// The room's name
     room: RoomName,
     /// A rendezvous server to name in the invite (repeatable)
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = super::join::server_address)]
     at: Vec<Multiaddr>,
+    /// Draw it as a QR code too
+    #[arg(long)]
+    qr: bool,
+    /// Nobody new is let in after this time (2h, 3days)
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expires: Option<Duration>,
+    /// For one guest of yours: you and whoever comes first, nobody else
+    #[arg(long)]
+    single_use: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
 }
 
 #[derive(Args, Debug)]
@@ -39,7 +55,37 @@ pub struct DevicesArgs {
 
 /// Makes an invite with a fresh secret.
 pub fn invite(args: &InviteArgs) -> Result<ExitCode, Failure> {
-    say(format_args!("{}\n", Invite::generate(args.room.clone(), args.at.clone())))
+    let mut invite = Invite::generate(args.room.clone(), args.at.clone());
+    if let Some(time) = args.expires {
+        invite.terms = invite.terms.expiring_in(time);
+    }
+    if args.single_use {
+        invite.terms.host = Some(load_identity(&args.data_dir.path()?)?.public().to_peer_id());
+    }
+    let text = invite.to_string();
+    if !args.qr {
+        return say(format_args!("{text}\n"));
+    }
+    let drawn = qr(&text).ok_or_else(|| {
+        Failure::usage(
+            "the invite is too long for a QR code",
+            "Name fewer servers with --at, or leave --qr out.",
+        )
+    })?;
+    say(format_args!("{text}\n\n{drawn}\n"))
+}
+
+/// As half blocks. Cameras want dark on light: on a terminal that is asked for, elsewhere a dark background is assumed.
+fn qr(text: &str) -> Option<String> {
+    use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
+    let code = QrCode::with_error_correction_level(text, EcLevel::L).ok()?;
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // `Dark` is where the character has ink.
+    let (dark, light) =
+        if coloured { (Dense1x2::Dark, Dense1x2::Light) } else { (Dense1x2::Light, Dense1x2::Dark) };
+    let drawn = code.render::<Dense1x2>().dark_color(dark).light_color(light).build();
+    let line = |line: &str| if coloured { format!("\u{1b}[30;107m{line}\u{1b}[0m") } else { line.to_owned() };
+    Some(drawn.lines().map(line).collect::<Vec<_>>().join("\n"))
 }
 
 /// Shows who this node is; makes the identity where there is none yet.
@@ -102,7 +148,8 @@ pub fn man(dir: &Path, command: clap::Command) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn say(text: std::fmt::Arguments<'_>) -> Result<ExitCode, Failure> {
+/// Prints, and is done.
+pub fn say(text: std::fmt::Arguments<'_>) -> Result<ExitCode, Failure> {
     let mut out = std::io::stdout().lock();
     out.write_fmt(text).and_then(|()| out.flush()).map_err(|e| Failure::other(e, ""))?;
     Ok(ExitCode::SUCCESS)

@@ -2,22 +2,26 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    path::PathBuf,
     process::ExitCode,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use clap::{Args, ValueEnum};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{DataDir, Failure, info, lines, node_runtime};
+use super::{DataDir, Failure, info, lines, node_runtime, relay::relay};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec, Switch, VoiceChoice},
     controls::Controls,
-    events::{self, Format, Notice},
+    ctl,
+    events::{self, Event, Format, Notice, Stamped},
+    history::History,
     invite::Invite,
     node::{self, Command, Ended, Node, Order},
     priority, text, transport,
+    trust::Trust,
     tui::{Screen, ScreenHandle, Theme, terminal, theme::Ground},
     volumes::Volumes,
 };
@@ -27,23 +31,26 @@ pub struct JoinArgs {
     /// A room's name (kitchen) or an invite (hallway:kitchen?...)
     room: Invite,
     /// A rendezvous server (repeatable); with /p2p/PEERID at the end its identity is checked
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = server_address)]
     at: Vec<Multiaddr>,
+    /// Whether `at` comes from the command line, and not from environment or configuration.
+    #[arg(skip)]
+    pub at_is_typed: bool,
     /// How others see you
-    #[arg(long, env = "HALLWAY_NAME")]
+    #[arg(long)]
     name: Option<String>,
-    /// default, a device's name, file:PATH.wav, tone:HZ or silence
+    /// default, a device's name, file:PATH.wav, pipe:PATH, tone:HZ or silence
     #[arg(long, default_value = "default", value_name = "SOURCE")]
     input: InputSpec,
-    /// default, a device's name, file:PATH.wav or null
+    /// default, a device's name, file:PATH.wav, pipe:PATH or null
     #[arg(long, default_value = "default", value_name = "SINK")]
     output: OutputSpec,
     /// When a file: input starts to play
     #[arg(long, default_value = "now", value_name = "WHEN", value_parser = ["now", "first-peer"])]
     input_start: String,
     /// Time between two calls of the sound card, in milliseconds. Less is quicker and costs more
-    #[arg(long, default_value_t = 2.5, value_name = "MS")]
-    period_ms: f64,
+    #[arg(long = "period-ms", default_value = "2.5", value_name = "MS", value_parser = period_frames)]
+    period_ms: u32,
     /// Voice, or music: stereo, full band, no processing, shortest frames
     #[arg(long, value_enum, default_value = "talk")]
     profile: Profile,
@@ -61,7 +68,7 @@ pub struct JoinArgs {
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     leave_after: Option<Duration>,
     /// Where to listen (repeatable); by default every interface, IPv4 and IPv6, on a free port
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = listen_address)]
     listen: Vec<Multiaddr>,
     /// Tell others this address instead of those listened on (repeatable), behind a forwarded port
     #[arg(long, value_name = "MULTIADDR")]
@@ -87,6 +94,12 @@ pub struct JoinArgs {
     /// Wait here although others in a room of this name use another secret
     #[arg(long)]
     wait: bool,
+    /// Keep what is said in writing in this file (mode 0600), one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// The control socket: auto, off, or a path
+    #[arg(long, value_name = "WHERE", default_value = "auto")]
+    ctl: ctl::Place,
     /// One JSON object a line on standard output
     #[arg(long)]
     json: bool,
@@ -97,7 +110,7 @@ pub struct JoinArgs {
     #[arg(long)]
     plain: bool,
     /// What the screen's colours are for; auto suits both
-    #[arg(long, value_enum, default_value = "auto", value_name = "GROUND", env = "HALLWAY_THEME")]
+    #[arg(long, value_enum, default_value = "auto", value_name = "GROUND")]
     theme: Ground,
     #[command(flatten)]
     data_dir: DataDir,
@@ -120,22 +133,22 @@ enum PathChoice {
 /// Joins, talks, leaves.
 pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     let started = Instant::now();
-    if let Some(addr) = args.listen.iter().find(|addr| transport::to_socket_addr(addr).is_none()) {
-        return Err(Failure::usage(
-            format!("cannot listen on {addr}"),
-            "Voice comes over QUIC: an address to listen on looks like /ip4/0.0.0.0/udp/0/quic-v1.",
-        ));
-    }
-    if let Some(addr) = args.at.iter().find(|addr| !transport::is_dialable(addr)) {
-        return Err(Failure::usage(
-            format!("{addr} is no address of a rendezvous server"),
-            "It looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEERID or /dns4/NAME/tcp/4001/p2p/PEERID.",
-        ));
+    if args.room.terms.is_over(SystemTime::now()) {
+        return Err(Failure {
+            code: 5,
+            message: "this invite's time is over".into(),
+            hint: "Ask for another one; if it should still be good, check this machine's clock.".into(),
+        });
     }
     let name = text::clean_name(&args.name.clone().unwrap_or_else(default_name));
-    let (events, happened) = mpsc::channel(events::MAX_WAITING_EVENTS);
+    check_standard_streams(&args)?;
+    let history = open_history(&args, &name)?;
+    let (shown, happened) = mpsc::channel(events::MAX_WAITING_EVENTS);
     let (commands, orders) = mpsc::channel(node::MAX_WAITING_ORDERS);
-    let wants_screen = !(args.json || args.headless || args.plain) && terminal::is_usable();
+    // What is heard goes to standard output; words for people go beside it.
+    let on_stderr = matches!(&args.output, OutputSpec::Pipe(pipe) if pipe.is_standard());
+    let piped_in = matches!(&args.input, InputSpec::Pipe(pipe) if pipe.is_standard());
+    let wants_screen = !(args.json || args.headless || args.plain || piped_in) && terminal::is_usable();
     // First of all, so that the person sees something while sound and network come up.
     let face = if wants_screen {
         let screen = Screen {
@@ -152,14 +165,18 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         let format = if args.json { Format::Json } else { Format::Plain };
         // In the background of a shell whoever reads the terminal is stopped.
         let person = args.plain || std::io::stdout().is_terminal();
-        let keyboard = format == Format::Plain && !args.headless && person && std::io::stdin().is_terminal();
+        let keyboard = format == Format::Plain
+            && !args.headless
+            && !piped_in
+            && person
+            && std::io::stdin().is_terminal();
         if keyboard {
             let orders = commands.clone();
             std::thread::spawn(move || lines::read(&orders));
         }
         let (done, printed) = oneshot::channel();
         std::thread::spawn(move || {
-            print(happened, format);
+            print(happened, format, on_stderr);
             let _ = done.send(());
         });
         Face::Lines(printed)
@@ -172,7 +189,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         input: args.input.clone(),
         output: args.output.clone(),
         channels: channels.into(),
-        period: period_frames(args.period_ms)?,
+        period: args.period_ms,
         input_start: if args.input_start == "first-peer" { InputStart::FirstPeer } else { InputStart::Now },
     };
     let audio = Audio::open(audio).map_err(|error| Failure {
@@ -180,8 +197,10 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         message: error.to_string(),
         hint: error.hint(),
     })?;
-    // What is named is used; with nothing named the local network is searched.
-    let mut named: Vec<Multiaddr> = args.at.iter().chain(&args.room.rendezvous).cloned().collect();
+    // What is named with the room is used; with nothing named the configured servers are, and the local network.
+    let is_named = args.at_is_typed || !args.room.rendezvous.is_empty();
+    let at: &[Multiaddr] = if args.at_is_typed || !is_named { &args.at } else { &[] };
+    let mut named: Vec<Multiaddr> = at.iter().chain(&args.room.rendezvous).cloned().collect();
     let some_named = !named.is_empty();
     // On a path that is to be direct nothing is gained by the last way out of a closed network.
     let forbidden = |addr: &Multiaddr| {
@@ -211,7 +230,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     let config = node::Config {
         keypair,
         name,
-        lan: named.is_empty() && !through_server,
+        lan: !is_named && !through_server,
         rendezvous: named,
         invite: args.room,
         listen,
@@ -243,11 +262,14 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
             ..Controls::default()
         },
         volumes: Volumes::load(&data_dir),
+        trust: Trust::load(&data_dir),
     };
+    let socket = args.ctl.path(args.data_dir.named());
+    let wires = Wires { shown, commands, orders, face, history, socket };
     let runtime = node_runtime()?;
     // This thread becomes the network's: what it reads late is heard late.
     priority::hurried();
-    let ended = runtime.block_on(talk(config, audio, Wires { events, commands, orders, face }));
+    let ended = runtime.block_on(talk(config, audio, wires));
     // A sound system that hangs while it opens a device must not keep the person.
     runtime.shutdown_background();
     ended
@@ -260,23 +282,51 @@ enum Face {
     Lines(oneshot::Receiver<()>),
 }
 
-/// What connects the node and the person.
+/// What connects the node with the person and with other programs.
 struct Wires {
-    events: mpsc::Sender<events::Stamped>,
+    /// Events for the person.
+    shown: mpsc::Sender<Stamped>,
     commands: mpsc::Sender<Order>,
     orders: mpsc::Receiver<Order>,
     face: Face,
+    history: Option<History>,
+    /// Where the control socket is to be.
+    socket: Option<PathBuf>,
 }
 
 async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCode, Failure> {
-    let Wires { events, commands, orders, face } = wires;
+    let Wires { shown, commands, orders, face, history, socket } = wires;
+    let (events, told) = mpsc::channel(events::MAX_WAITING_EVENTS);
     spawn_signals(commands.clone());
+    let hub = ctl::Hub::default();
+    let control = socket.and_then(|path| match ctl::Socket::open(&path) {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            let message = format!("no control socket at {}: {error}.", path.display());
+            let hint =
+                "The call goes on without; `--ctl PATH` names another place, `--ctl off` asks for none."
+                    .into();
+            let _ = events.try_send(Stamped::now(Event::Warning(Notice { code: "control", message, hint })));
+            None
+        }
+    });
+    let greeting = ctl::Greeting {
+        room: config.invite.room.to_string(),
+        peer_id: config.keypair.public().to_peer_id().to_string(),
+    };
+    let serving = control.map(|socket| tokio::spawn(socket.serve(greeting, hub.clone(), commands.clone())));
+    let relaying = tokio::spawn(relay(told, shown, hub, history));
     let node = Node::start(config, audio, events).await.map_err(failed)?;
     if let Face::Screen(screen) = &face {
         screen.show_levels(node.meters());
     }
     let ended = node.run(orders).await.map_err(failed)?;
     drop(commands);
+    if let Some(serving) = serving {
+        serving.abort();
+    }
+    // The last event has been passed on when this ends.
+    let _ = tokio::time::timeout(Duration::from_millis(500), relaying).await;
     match face {
         Face::Screen(screen) => {
             let (farewell, complaints) = screen.close();
@@ -300,6 +350,34 @@ async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCo
     }
 }
 
+/// Standard input and output are one thing each.
+fn check_standard_streams(args: &JoinArgs) -> Result<(), Failure> {
+    let is_standard = |pipe: &audio::PipeSpec| pipe.is_standard();
+    if matches!(&args.output, OutputSpec::Pipe(pipe) if is_standard(pipe)) {
+        if args.json {
+            return Err(Failure::usage(
+                "with --json standard output is for events, and cannot carry sound",
+                "Take the sound from a FIFO (--output pipe:PATH), or the events from `hallway ctl events`.",
+            ));
+        }
+        if std::io::stdout().is_terminal() {
+            return Err(Failure::usage("a terminal is no place for raw sound", "Pipe it into a program."));
+        }
+    }
+    if matches!(&args.input, InputSpec::Pipe(pipe) if is_standard(pipe)) && std::io::stdin().is_terminal() {
+        return Err(Failure::usage("no raw sound comes from a terminal", "Pipe it from a program."));
+    }
+    Ok(())
+}
+
+fn open_history(args: &JoinArgs, name: &str) -> Result<Option<History>, Failure> {
+    let Some(path) = &args.history else { return Ok(None) };
+    History::open(path, args.room.room.as_str(), name).map(Some).map_err(|error| {
+        let message = format!("no history can be kept in {}: {error}", path.display());
+        Failure::usage(message, "Name a file in a folder that you may write to.")
+    })
+}
+
 pub(super) fn failed(error: node::Error) -> Failure {
     match &error {
         node::Error::Listen { .. } => Failure::other(error, "Choose another --listen address or port."),
@@ -311,9 +389,13 @@ pub(super) fn failed(error: node::Error) -> Failure {
 }
 
 /// Writes events as they come. Ends by itself when the output is closed: the call goes on without it.
-fn print(mut happened: mpsc::Receiver<events::Stamped>, format: Format) {
+fn print(mut happened: mpsc::Receiver<Stamped>, format: Format, on_stderr: bool) {
     while let Some(stamped) = happened.blocking_recv() {
-        if events::write(&mut std::io::stdout().lock(), format, &stamped).is_err() {
+        let written = match on_stderr {
+            true => events::write(&mut std::io::stderr().lock(), format, &stamped),
+            false => events::write(&mut std::io::stdout().lock(), format, &stamped),
+        };
+        if written.is_err() {
             return;
         }
     }
@@ -336,18 +418,33 @@ pub(super) fn spawn_signals(commands: mpsc::Sender<Order>) {
     }
 }
 
-pub(super) fn period_frames(ms: f64) -> Result<u32, Failure> {
-    let frames = (ms * 48.0).round();
-    let range = f64::from(audio::MIN_PERIOD)..=f64::from(audio::MAX_PERIOD);
-    if range.contains(&frames) {
-        return Ok(frames as u32);
+/// A period in milliseconds, as frames.
+pub(super) fn period_frames(text: &str) -> Result<u32, String> {
+    let (least, most) = (f64::from(audio::MIN_PERIOD), f64::from(audio::MAX_PERIOD));
+    let frames = text.parse::<f64>().map_err(|e| e.to_string())? * 48.0;
+    if (least..=most).contains(&frames.round()) {
+        return Ok(frames.round() as u32);
     }
-    let (least, most) = (f64::from(audio::MIN_PERIOD) / 48.0, f64::from(audio::MAX_PERIOD) / 48.0);
-    Err(Failure::usage(
-        format!("--period-ms {ms} is out of range"),
-        &format!("Choose {least:.1} to {most:.0} ms; 2.5 is the default."),
-    ))
+    Err(format!("choose {:.1} to {:.0} ms; 2.5 is the default", least / 48.0, most / 48.0))
 }
+
+/// An address that voice can come to.
+fn listen_address(text: &str) -> Result<Multiaddr, String> {
+    let addr: Multiaddr = text.parse().map_err(|e| format!("{e}; {LISTEN_FORM}"))?;
+    transport::to_socket_addr(&addr)
+        .map(|_| addr)
+        .ok_or_else(|| format!("cannot listen there: {LISTEN_FORM}"))
+}
+
+const LISTEN_FORM: &str = "voice comes over QUIC, at an address like /ip4/0.0.0.0/udp/0/quic-v1";
+
+/// An address that a rendezvous server can have.
+pub fn server_address(text: &str) -> Result<Multiaddr, String> {
+    let addr: Multiaddr = text.parse().map_err(|e| format!("{e}; {SERVER_FORM}"))?;
+    if transport::is_dialable(&addr) { Ok(addr) } else { Err(SERVER_FORM.into()) }
+}
+
+const SERVER_FORM: &str = "a server's address looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEERID or /dns4/NAME/tcp/4001/p2p/PEERID";
 
 fn everywhere() -> Vec<Multiaddr> {
     let has_ipv6 = transport::has_ipv6();

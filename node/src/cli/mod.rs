@@ -3,18 +3,22 @@
 //! Exit codes: 0 left in order; 2 wrong usage; 3 no rendezvous or no peer in time; 4 sound device; 5 refused; 1 anything
 //! else. The last line on standard error says what happened and what to do next.
 
+mod config;
+mod ctl;
 mod doctor;
 mod echo;
 mod info;
 mod join;
+mod layers;
 mod lines;
+mod relay;
 mod serve;
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, FromArgMatches as _, Parser, Subcommand, parser::ValueSource};
 
-use crate::bench;
+use crate::{bench, logs};
 
 /// The end of a command that did not go well: the exit code and the last line on standard error.
 #[derive(Debug)]
@@ -37,6 +41,20 @@ impl Failure {
     pub fn usage(error: impl std::fmt::Display, hint: &str) -> Self {
         Self { code: 2, message: error.to_string(), hint: hint.to_owned() }
     }
+
+    /// What clap says, in one line, after all of it was printed. Help and version are no failure: code 0.
+    fn clap(error: &clap::Error) -> Self {
+        let _ = error.print();
+        if !error.use_stderr() {
+            return Self { code: 0, message: String::new(), hint: String::new() };
+        }
+        let rendered = error.render().to_string();
+        let paragraph: Vec<&str> =
+            rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+        let paragraph = paragraph.join(" ");
+        let what = paragraph.strip_prefix("error: ").unwrap_or("no command was given");
+        Self::usage(what, "`hallway help` and `hallway help COMMAND` show what can be typed")
+    }
 }
 
 impl From<anyhow::Error> for Failure {
@@ -52,6 +70,15 @@ struct Cli {
     /// Log more on standard error: -v what happens, -vv every detail. HALLWAY_LOG takes a filter instead
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
+    /// The configuration file, instead of config.toml in the configuration folder, or in --data-dir where that is named
+    #[arg(long, value_name = "FILE", env = "HALLWAY_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// What is written to the log file of a call
+    #[arg(long, value_name = "LEVEL", value_enum, default_value = "info", global = true)]
+    log_level: logs::Level,
+    /// Where the log file is
+    #[arg(long, value_name = "FILE", global = true)]
+    log_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -76,6 +103,10 @@ enum Command {
     Devices(info::DevicesArgs),
     /// Print this node's identity and its safety words
     Id(info::IdArgs),
+    /// Control a call that runs: mute, say something, see who is there, follow events
+    Ctl(ctl::CtlArgs),
+    /// Write, show and check the configuration
+    Config(config::ConfigArgs),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -97,6 +128,11 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// The folder, where one was named.
+    pub fn named(&self) -> Option<&std::path::Path> {
+        self.data_dir.as_deref()
+    }
+
     /// The folder to use.
     ///
     /// # Errors
@@ -113,12 +149,36 @@ impl DataDir {
 
 /// Parses, runs, and says the last word.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+    match parsed().and_then(|(cli, matches)| obey(cli, &matches)) {
+        Ok(code) => code,
+        Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,
+        Err(failure) => {
+            last_word(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// What was typed, with environment and configuration beneath it.
+fn parsed() -> Result<(Cli, ArgMatches), Failure> {
+    let matches = layers::matches(std::env::args_os().collect())?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(|error| Failure::clap(&error))?;
+    if let (Command::Join(args), Some((_, inner))) = (&mut cli.command, matches.subcommand()) {
+        args.at_is_typed = inner.value_source("at") == Some(ValueSource::CommandLine);
+    }
+    Ok((cli, matches))
+}
+
+fn obey(cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> {
+    // Calls have a log by themselves; a server has the one of the system, unless a file is named.
+    let in_a_call = matches!(cli.command, Command::Join(_));
+    let file = match cli.log_file {
+        Some(file) => Some(file),
+        None if in_a_call => logs::default_file(layers::data_dir(matches).as_deref()),
+        None => None,
     };
-    start_log(cli.verbose);
-    let result = match cli.command {
+    let _log = logs::start(cli.verbose, file.as_deref(), cli.log_level);
+    match cli.command {
         Command::Join(args) => join::run(*args),
         Command::Echo(args) => echo::run(&args),
         Command::Doctor(args) => doctor::run(args),
@@ -130,18 +190,13 @@ pub fn main() -> ExitCode {
         }
         Command::Devices(args) => info::devices(&args),
         Command::Id(args) => info::id(&args),
+        Command::Ctl(args) => ctl::run(&args),
+        Command::Config(args) => config::run(&args, matches),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "hallway", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut layers::command(), "hallway", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Man { dir } => info::man(&dir, Cli::command()),
-    };
-    match result {
-        Ok(code) => code,
-        Err(failure) => {
-            last_word(&failure);
-            ExitCode::from(failure.code)
-        }
+        Command::Man { dir } => info::man(&dir, layers::command()),
     }
 }
 
@@ -162,20 +217,6 @@ fn finished(text: &str) -> String {
     format!("{text}{end}")
 }
 
-/// Help and version as clap prints them; anything else the same, with a last line that stands for the whole.
-fn refuse(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    if !error.use_stderr() {
-        return ExitCode::SUCCESS;
-    }
-    let rendered = error.render().to_string();
-    let paragraph: Vec<&str> = rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let paragraph = paragraph.join(" ");
-    let what = paragraph.strip_prefix("error: ").unwrap_or("no command was given");
-    last_word(&Failure::usage(what, "`hallway help` and `hallway help COMMAND` show what can be typed"));
-    ExitCode::from(2)
-}
-
 /// A node's runtime. One thread: every datagram that wakes a second one costs more than it carries.
 fn node_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     build(&mut tokio::runtime::Builder::new_current_thread())
@@ -188,20 +229,4 @@ fn server_runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 fn build(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
     builder.enable_all().build().map_err(|e| Failure::other(format!("no runtime: {e}"), ""))
-}
-
-fn start_log(verbose: u8) {
-    use tracing_subscriber::EnvFilter;
-    let default = match verbose {
-        0 => "error",
-        1 => "hallway=info,warn",
-        _ => "hallway=debug,info",
-    };
-    let filter = EnvFilter::try_from_env("HALLWAY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // Lines of a call stand between others that have no colours, or on the screen.
-        .with_ansi(false)
-        .try_init();
 }

@@ -30,7 +30,7 @@ const MAX_CONNECTIONS: u32 = 20_000;
 pub struct RendezvousArgs {
     /// Where to listen (repeatable), as /ip4/0.0.0.0/udp/4001/quic-v1 /ip4/0.0.0.0/tcp/4001 or
     /// /ip4/0.0.0.0/tcp/443/tls/ws
-    #[arg(long, value_name = "MULTIADDR")]
+    #[arg(long, value_name = "MULTIADDR", value_parser = listen_address)]
     listen: Vec<Multiaddr>,
     /// Most that is passed on between members who cannot reach each other, of all rooms together, in kilobits a second;
     /// 0 passes nothing on
@@ -87,12 +87,6 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
     let (mut swarm, mut authenticated) = swarm::build(&keypair, setup).map_err(|e| Failure::other(e, ""))?;
     let listen = if args.listen.is_empty() { everywhere() } else { args.listen.clone() };
     for addr in &listen {
-        if !crate::transport::is_dialable(addr) {
-            return Err(Failure::usage(
-                format!("cannot listen on {addr}"),
-                "An address to listen on looks like /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001.",
-            ));
-        }
         swarm.listen_on(addr.clone()).map_err(|e| {
             Failure::other(
                 format!("cannot listen on {addr}: {}", root_cause(&e)),
@@ -221,6 +215,13 @@ fn line(text: std::fmt::Arguments<'_>) {
 /// True where every address names one interface, so that one address each will appear.
 fn specific(listen: &[Multiaddr]) -> bool {
     listen.iter().all(|addr| crate::transport::ip_of(addr).is_some_and(|ip| !ip.is_unspecified()))
+}
+
+/// An address that a server can have.
+fn listen_address(text: &str) -> Result<Multiaddr, String> {
+    let form = "an address to listen on looks like /ip4/0.0.0.0/udp/4001/quic-v1 or /ip4/0.0.0.0/tcp/4001";
+    let addr: Multiaddr = text.parse().map_err(|e| format!("{e}; {form}"))?;
+    if crate::transport::is_dialable(&addr) { Ok(addr) } else { Err(form.into()) }
 }
 
 fn everywhere() -> Vec<Multiaddr> {

@@ -36,10 +36,12 @@ pub struct RoomSecrets {
 }
 
 impl RoomSecrets {
-    pub(super) fn new(name: &RoomName, secret: Option<&Secret>) -> Self {
+    /// `terms` are those of the invite, empty where there are none: who changes them is in another room.
+    pub(super) fn new(name: &RoomName, secret: Option<&Secret>, terms: &[u8]) -> Self {
         let room = name.as_str().as_bytes();
         let root = match secret {
-            Some(secret) => expand(secret.as_bytes(), b"private room", &[room]),
+            Some(secret) if terms.is_empty() => expand(secret.as_bytes(), b"private room", &[room]),
+            Some(secret) => expand(secret.as_bytes(), b"private room under terms", &[room, terms]),
             None => expand(room, b"open room", &[room]),
         };
         Self { name: name.clone(), open: secret.is_none(), root: Arc::new(root) }
@@ -149,8 +151,13 @@ mod tests {
 
     fn room(text: &str, secret: Option<u8>) -> RoomSecrets {
         let name = text.parse().unwrap();
-        Invite { room: name, secret: secret.map(|b| Secret::from_bytes([b; 32])), rendezvous: Vec::new() }
-            .secrets()
+        Invite {
+            room: name,
+            secret: secret.map(|b| Secret::from_bytes([b; 32])),
+            rendezvous: Vec::new(),
+            terms: Default::default(),
+        }
+        .secrets()
     }
 
     #[test]

@@ -92,6 +92,14 @@ pub enum Command {
         /// Cleaned before it is sent.
         name: String,
     },
+    /// The key of this person is right: it was compared, by words or otherwise. Remembered; `false` takes it back.
+    Verify {
+        /// Who.
+        #[serde(with = "peer_text")]
+        peer_id: PeerId,
+        /// Right.
+        on: bool,
+    },
     /// Everything that is known now, as [`Answer::Snapshot`].
     Snapshot,
     /// The sound devices of this machine, as [`Answer::Devices`]. Takes up to a few seconds.
@@ -168,6 +176,7 @@ mod tests {
             Command::Device { end: End::Input, name: "default".into() },
             Command::Chat { text: "hi".into() },
             Command::Name { name: "ana".into() },
+            Command::Verify { peer_id, on: true },
             Command::Snapshot,
             Command::Devices,
         ] {

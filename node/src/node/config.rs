@@ -7,7 +7,8 @@ use libp2p::{Multiaddr, PeerId, identity::Keypair};
 
 use super::swarm;
 use crate::{
-    controls::Controls, events::Notice, invite::Invite, media, rendezvous, session, volumes::Volumes,
+    controls::Controls, events::Notice, invite::Invite, media, rendezvous, session, trust::Trust,
+    volumes::Volumes,
 };
 
 /// Which rungs of the path ladder may be used.
@@ -82,6 +83,8 @@ pub struct Config {
     pub controls: Controls,
     /// How each person is heard, from earlier calls.
     pub volumes: Volumes,
+    /// Who was met in earlier calls.
+    pub trust: Trust,
 }
 
 /// Why a node ended, where nothing failed.

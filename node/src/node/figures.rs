@@ -233,6 +233,7 @@ impl Node {
     }
 
     pub(super) fn emit_at(&self, at_ns: u64, event: Event) {
+        event.log();
         if events::has_room(&self.events, &event) {
             let _ = self.events.try_send(Stamped { event, at_ns });
         }

@@ -26,7 +26,7 @@ pub mod swarm;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -99,6 +99,12 @@ const LISTENERS_PATIENCE: Duration = Duration::from_millis(250);
 const AT_ONCE_EVERY: Duration = Duration::from_secs(1);
 /// How long goodbyes may take.
 const FAREWELL: Duration = Duration::from_millis(400);
+
+/// What whoever comes second with an invite for one guest is told, and what to do.
+const INVITE_USED: (&str, &str) = (
+    "the invite was for one guest, and somebody has used it",
+    "Ask for another invite; if nobody of yours used it, tell the one who gave it to you.",
+);
 
 /// A datagram for the node loop, or the end of a connection.
 enum FromPath {
@@ -195,7 +201,8 @@ impl Node {
         );
         let links = if config.tcp { links } else { links.without_tcp() };
         let (control_sender, control) = mpsc::channel(MAX_WAITING_CONTROL);
-        let room = Room::new(me, &config.name, config.announce.clone());
+        let terms = config.invite.terms.at(Instant::now(), SystemTime::now());
+        let room = Room::new(me, &config.name, config.announce.clone()).with_terms(terms);
         Ok(Self {
             me,
             local,
@@ -251,6 +258,9 @@ impl Node {
             open: self.config.invite.is_open(),
             since_start_ms: self.since_start(),
         });
+        if let Some(trouble) = self.config.trust.trouble() {
+            self.warn("people", format!("{trouble}."), "Until then everybody is new in every call.");
+        }
         let addresses = self.own_addresses();
         self.room.set_addresses(addresses.clone());
         self.links.start(&addresses)?;
@@ -499,9 +509,14 @@ impl Node {
             }
             session::Event::Lost => self.call_lost(id, now),
             session::Event::Closed => {
+                // Its word may have been lost on a connection that was one too many: a host that lets us in greets first.
+                let turned_away = self.config.invite.terms.host == Some(id) && peer.name.is_none();
                 self.room.handle_left(now, id, Departure::Closed);
                 self.drain_room();
                 self.forget(id);
+                if turned_away {
+                    self.refused(INVITE_USED.0.to_owned(), INVITE_USED.1);
+                }
             }
         }
     }
@@ -529,6 +544,7 @@ impl Node {
                 }
                 self.mark_punched(peer);
                 self.tell_peer(peer, PeerState::Connected, None);
+                self.meet(peer);
             }
             Output::Left { peer, departure } => {
                 let reason = match departure {
@@ -546,12 +562,25 @@ impl Node {
                 let name = self.peers.get(&peer).and_then(|p| p.name.clone()).unwrap_or_default();
                 self.emit(Event::Chat { peer_id: peer, name, text, id });
             }
+            Output::GivenUp { peer, lines } => self.warn(
+                "chat",
+                format!("{} is away and will not get the last {lines} lines.", events::short(&peer)),
+                "Say again what matters when it is back.",
+            ),
+            Output::Words { peer, words } => {
+                self.emit(Event::Compare { peer_id: peer, words: words.join(" ") });
+            }
             Output::Refused { peer, reason } => {
                 let (reason, hint) = match reason {
                     RoomRefusal::Full => (
                         format!("the room is full: {} says that nobody else fits in", events::short(&peer)),
                         "Wait until somebody leaves, or open another room.",
                     ),
+                    RoomRefusal::Closed => (
+                        "the invite's time is over: nobody new is let in".to_owned(),
+                        "Ask for another invite.",
+                    ),
+                    RoomRefusal::Used => (INVITE_USED.0.to_owned(), INVITE_USED.1),
                     RoomRefusal::Other(code) => (
                         format!("{} does not let this node in (reason {code})", events::short(&peer)),
                         "A newer version of hallway may say more.",

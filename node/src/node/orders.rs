@@ -100,13 +100,14 @@ impl Node {
                 self.set_hearing(peer_id, |hearing| hearing.volume_db = volume_db)?;
             }
             Command::MutePerson { peer_id, on } => self.set_hearing(peer_id, |hearing| hearing.muted = on)?,
-            Command::Chat { text } => match self.room.say(&text) {
+            Command::Chat { text } => match self.room.say(Instant::now(), &text) {
                 Ok(id) => self.emit(Event::Said { text: text::clean_line(&text), id }),
                 Err(error) => {
                     return Err(notice("chat", format!("not sent: {error}."), "Say it in several lines."));
                 }
             },
             Command::Name { name } => self.room.rename(&name),
+            Command::Verify { peer_id, on } => self.verify(peer_id, on)?,
             Command::Device { .. } | Command::Devices | Command::Snapshot => {}
         }
         if controls != self.controls {
@@ -127,6 +128,41 @@ impl Node {
         self.config.volumes.set(Instant::now(), peer_id, hearing);
         self.command_media(MediaCommand::Hearing { peer: peer_id, hearing });
         self.emit(Event::Volume { peer_id, hearing });
+        Ok(())
+    }
+
+    /// Somebody is here under a name: what we know of that name and that key.
+    pub(super) fn meet(&mut self, peer_id: PeerId) {
+        let Some(name) = self.peers.get(&peer_id).and_then(|peer| peer.name.clone()) else { return };
+        let (trust, owner, saved) = self.config.trust.meet(&peer_id, &name);
+        if let Err(error) = saved {
+            tracing::warn!(%error, "who was met is not remembered");
+        }
+        self.emit(Event::Trust { peer_id, name: name.clone(), trust });
+        if let Some(owner) = owner {
+            let known = if owner.verified { "whose key you verified" } else { "whom you met before" };
+            self.warn(
+                "other_key",
+                format!(
+                    "LOOK OUT: this {name} ({}) is not the {name} ({}) {known}: same name, another key.",
+                    events::short(&peer_id),
+                    events::short(&owner.peer)
+                ),
+                "Somebody may pretend to be your friend, or your friend has a new machine. Compare words aloud, and say \
+                 `hallway ctl verify` if they are right.",
+            );
+        }
+    }
+
+    fn verify(&mut self, peer_id: PeerId, on: bool) -> Result<(), Notice> {
+        let Some(name) = self.peers.get(&peer_id).and_then(|peer| peer.name.clone()) else {
+            let message = format!("{} is not in this room.", events::short(&peer_id));
+            return Err(notice("nobody", message, "A snapshot lists who is."));
+        };
+        let verified = self.config.trust.verify(&peer_id, &name, on);
+        verified.map_err(|error| notice("people", format!("{error}."), "Nothing was remembered."))?;
+        let trust = self.config.trust.standing(&peer_id, &name);
+        self.emit(Event::Trust { peer_id, name, trust });
         Ok(())
     }
 
@@ -174,9 +210,12 @@ impl Node {
                 let is_device = match end {
                     End::Input => !matches!(
                         asked.parse(),
-                        Ok(InputSpec::File(_) | InputSpec::Tone(_) | InputSpec::Silence)
+                        Ok(InputSpec::File(_) | InputSpec::Pipe(_) | InputSpec::Tone(_) | InputSpec::Silence)
                     ),
-                    End::Output => !matches!(asked.parse(), Ok(OutputSpec::File(_) | OutputSpec::Null)),
+                    End::Output => !matches!(
+                        asked.parse(),
+                        Ok(OutputSpec::File(_) | OutputSpec::Pipe(_) | OutputSpec::Null)
+                    ),
                 };
                 let in_use = self.devices.end(end);
                 in_use.asked.clone_from(&asked);

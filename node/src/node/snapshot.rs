@@ -8,6 +8,7 @@ use crate::{
     controls::Hearing,
     events::{PathKind, Sending},
     meters::Meters,
+    trust::Standing,
 };
 
 /// What [`Command::Snapshot`] gives. Fields that events have too mean the same there.
@@ -61,6 +62,10 @@ pub struct Person {
     pub state: PeerState,
     pub path: Option<PathKind>,
     pub verified: bool,
+    /// What we know of this name and key; `None` until the name is known.
+    pub trust: Option<Standing>,
+    /// Words to compare aloud; `None` until both sides have drawn them.
+    pub compare: Option<String>,
     /// Loudness now, before volume; `None` while there is no voice.
     pub level_dbov: Option<f32>,
     #[serde(flatten)]
@@ -105,6 +110,8 @@ impl Node {
             state,
             path: peer.paths.route().path().map(|path| path.kind()),
             verified: self.is_verified(peer),
+            trust: peer.name.as_ref().map(|name| self.config.trust.standing(id, name)),
+            compare: self.room.words(id).map(|words| words.join(" ")),
             level_dbov: meters.voice(id),
             hearing: self.config.volumes.of(id),
             stats: peer.figures.clone(),

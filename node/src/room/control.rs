@@ -7,6 +7,8 @@ use libp2p::Multiaddr;
 use libp2p_identity::PeerId;
 use serde::{Deserialize, Serialize};
 
+use super::chat::Place;
+use super::compare::{NONCE, Say};
 use crate::session::keys::SenderKey;
 
 /// Version of the control messages, in [`Hello`].
@@ -44,7 +46,18 @@ pub enum Control {
         id: u64,
         /// As the sender wrote it: not clean yet.
         text: String,
+        /// Where it stands among those told to this recipient.
+        place: Place,
     },
+    /// I have all lines of this run up to this number.
+    ChatAck {
+        /// See [`Place::run`].
+        run: u64,
+        /// See [`Place::number`].
+        number: u64,
+    },
+    /// Towards words to compare.
+    Compare(Say),
 }
 
 /// Who somebody is.
@@ -74,6 +87,10 @@ pub struct Listed {
 pub enum RoomRefusal {
     /// There are as many members as a room holds.
     Full,
+    /// The invite's time is over.
+    Closed,
+    /// The invite was for one, and somebody has used it.
+    Used,
     /// A reason of a later version.
     Other(u8),
 }
@@ -82,6 +99,26 @@ pub enum RoomRefusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a malformed control message; the peer may be newer, or broken")]
 pub struct Malformed;
+
+impl RoomRefusal {
+    fn code(self) -> u8 {
+        match self {
+            Self::Full => 1,
+            Self::Closed => 2,
+            Self::Used => 3,
+            Self::Other(code) => code,
+        }
+    }
+
+    fn from_code(code: u8) -> Self {
+        match code {
+            1 => Self::Full,
+            2 => Self::Closed,
+            3 => Self::Used,
+            code => Self::Other(code),
+        }
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct HelloBody {
@@ -97,7 +134,10 @@ const KEY_ACK: u16 = 3;
 const MEMBERS: u16 = 4;
 const LEAVE: u16 = 5;
 const REFUSED: u16 = 6;
+const COMMIT: u16 = 7;
+const REVEAL: u16 = 8;
 const CHAT: u16 = 16;
+const CHAT_ACK: u16 = 17;
 
 impl Control {
     /// The message's bytes.
@@ -116,9 +156,11 @@ impl Control {
                 write(MEMBERS, &body)
             }
             Self::Leave => write(LEAVE, &()),
-            Self::Refused(RoomRefusal::Full) => write(REFUSED, &1u8),
-            Self::Refused(RoomRefusal::Other(code)) => write(REFUSED, code),
-            Self::Chat { id, text } => write(CHAT, &(id, text)),
+            Self::Refused(refusal) => write(REFUSED, &refusal.code()),
+            Self::Chat { id, text, place } => write(CHAT, &(id, text, place.run, place.number, place.first)),
+            Self::ChatAck { run, number } => write(CHAT_ACK, &(run, number)),
+            Self::Compare(Say::Commit(hash)) => write(COMMIT, hash),
+            Self::Compare(Say::Reveal(nonce)) => write(REVEAL, nonce),
         }
     }
 
@@ -149,17 +191,20 @@ impl Control {
                 Self::Members(known.collect())
             }
             LEAVE => Self::Leave,
-            REFUSED => match read(body)? {
-                1 => Self::Refused(RoomRefusal::Full),
-                code => Self::Refused(RoomRefusal::Other(code)),
-            },
+            REFUSED => Self::Refused(RoomRefusal::from_code(read(body)?)),
             CHAT => {
-                let (id, text): (u64, String) = read(body)?;
+                let (id, text, run, number, first): (u64, String, u64, u64, u64) = read(body)?;
                 if text.len() > MAX_CHAT_BYTES {
                     return Err(Malformed);
                 }
-                Self::Chat { id, text }
+                Self::Chat { id, text, place: Place { run, number, first } }
             }
+            CHAT_ACK => {
+                let (run, number) = read(body)?;
+                Self::ChatAck { run, number }
+            }
+            COMMIT => Self::Compare(Say::Commit(read::<[u8; 32]>(body)?)),
+            REVEAL => Self::Compare(Say::Reveal(read::<[u8; NONCE]>(body)?)),
             _ => return Ok(None),
         }))
     }
@@ -207,7 +252,12 @@ mod tests {
             Control::Members(vec![Listed { peer: PeerId::random(), addresses }]),
             Control::Leave,
             Control::Refused(RoomRefusal::Full),
-            Control::Chat { id: 9, text: "hello".into() },
+            Control::Refused(RoomRefusal::Closed),
+            Control::Refused(RoomRefusal::Used),
+            Control::Chat { id: 9, text: "hello".into(), place: Place { run: 7, number: 2, first: 1 } },
+            Control::ChatAck { run: 7, number: 1 },
+            Control::Compare(Say::Commit([3; 32])),
+            Control::Compare(Say::Reveal([4; NONCE])),
         ]
     }
 
@@ -234,7 +284,8 @@ mod tests {
             |n| (0..n).map(|_| (PeerId::random().to_bytes(), vec![address.to_vec(); 20])).collect::<Vec<_>>();
         let Ok(Some(Control::Members(read))) = Control::decode(&write(MEMBERS, &many(100))) else { panic!() };
         assert_eq!((read.len(), read[0].addresses.len()), (MAX_LISTED, MAX_ADDRESSES));
-        let chat = |length| Control::decode(&write(CHAT, &(1u64, "x".repeat(length)))).is_ok();
+        let chat =
+            |length| Control::decode(&write(CHAT, &(1u64, "x".repeat(length), 1u64, 1u64, 1u64))).is_ok();
         assert!(chat(MAX_CHAT_BYTES) && !chat(MAX_CHAT_BYTES + 1));
     }
 

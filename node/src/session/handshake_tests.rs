@@ -7,6 +7,7 @@ fn local(seed: u8, secret: u8) -> Local {
         room: "kitchen".parse().unwrap(),
         secret: Some(Secret::from_bytes([secret; 32])),
         rendezvous: vec![],
+        terms: Default::default(),
     };
     Local::new(&Keypair::ed25519_from_bytes([seed; 32]).unwrap(), &room.secrets()).unwrap()
 }

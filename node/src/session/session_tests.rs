@@ -17,7 +17,8 @@ fn peer(seed: u8) -> PeerId {
 
 fn local(seed: u8, room: &str, secret: Option<u8>) -> Local {
     let secret = secret.map(|byte| Secret::from_bytes([byte; 32]));
-    let invite = Invite { room: room.parse().unwrap(), secret, rendezvous: Vec::new() };
+    let invite =
+        Invite { room: room.parse().unwrap(), secret, rendezvous: Vec::new(), terms: Default::default() };
     Local::new(&identity(seed), &invite.secrets()).unwrap()
 }
 

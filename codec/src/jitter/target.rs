@@ -35,11 +35,11 @@ const LATE_OF_JITTER: usize = 50;
 /// missing frames hurt most. Low-delay frames that come too late are mended, so that they cost less than lost ones.
 const COST: [Cost; 3] = [
     Cost { of: Delay::Quick, fragile: 15.0, speech: 70.0 },
-    Cost { of: Delay::Balanced, fragile: 40.0, speech: 90.0 },
+    Cost { of: Delay::Balanced, fragile: 40.0, speech: 100.0 },
     Cost { of: Delay::Safe, fragile: 140.0, speech: 200.0 },
 ];
 /// Most delay beyond the fastest packet that is taken where one wishes to be quick.
-const QUICK_CEILING: i64 = 72 * 48;
+const QUICK_CEILING: i64 = 62 * 48;
 /// Share in percent below which more hardly counts: the odd frame in a minute.
 const HARMLESS: f64 = 0.005;
 /// A greater delay must save so much of that cost, in ms.

@@ -30,7 +30,7 @@ const OUTAGES_BELOW: f64 = 0.05;
 /// Reports over which that is judged: each one that follows weighs a little less.
 const OUTAGES_MEMORY: f64 = 0.97;
 /// A quiet time in which, by their rate before it, so many runs of loss should have come is no chance.
-const QUIET_RUNS: f64 = 8.0;
+const QUIET_RUNS: f64 = 10.0;
 /// And it is at least so long.
 const QUIET_US: u64 = 3_500_000;
 
@@ -173,8 +173,8 @@ impl Loss {
     pub(super) fn handle_report(&mut self, now: Micros, report: &Report, spacing: Samples) {
         let sent = u64::from(report.received) + u64::from(report.lost);
         self.reported.add(now, sent, report.lost.into());
-        let runs = report.bursts.iter().map(|n| u32::from(*n)).sum::<u32>();
-        self.runs.add(now, runs.max(u32::from(report.lost > 0)));
+        // One stay in a bad state is many runs, so a report with any counts once.
+        self.runs.add(now, u32::from(report.lost > 0));
         self.note_runs(now, report, spacing);
         self.judge(now);
     }

@@ -28,7 +28,7 @@ pub use frame::MAX_PACKET_BYTES;
 pub use jitter::JitterConfig;
 pub use levels::{Dbov, Meter};
 pub use mixer::{MAX_VOICES, Mixer};
-pub use policy::{MAX_PEERS, Policy, Profile};
+pub use policy::{Delay, MAX_PEERS, Policy, Profile};
 pub use receiver::{Arrival, Played, Receiver, ReceiverConfig, Sound};
 pub use report::{PathStats, Percentiles, ReceiverStats, Report, Stages, Totals};
 pub use sender::{Encoded, Sender, SenderConfig, SenderStats};

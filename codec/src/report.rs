@@ -1,6 +1,6 @@
 //! What the two ends tell each other and the screen about a voice. Figures that are not known are `None`, never 0.
 
-use crate::levels::Dbov;
+use crate::{levels::Dbov, policy::Delay};
 use serde::{Deserialize, Serialize};
 
 /// Buckets of [`Report::bursts`].
@@ -32,6 +32,8 @@ pub struct Report {
     /// Packets that came while both their neighbours were lost: many where bursts of loss let some through, hardly any
     /// where they are outages.
     pub alone: u32,
+    /// How much delay the listener takes for how much clarity.
+    pub delay: Delay,
 }
 
 impl Report {
@@ -54,6 +56,9 @@ pub struct PathStats {
     pub lost: u64,
     /// Most that the path gives for this voice, with all headers, in kb/s; `None` where no limit is known.
     pub max_kbps: Option<u32>,
+    /// The path repeats what it loses (TCP): copies are of no use on it.
+    #[serde(default)]
+    pub reliable: bool,
 }
 
 /// Means of the stages of mouth-to-ear delay, in ms; they add up to the mean of the whole.

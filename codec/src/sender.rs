@@ -15,7 +15,7 @@ use crate::{
     frame::{self, FRAME_HEADER_BYTES, Frame, HEADER_BYTES, Header, MAX_COPIES, STEP},
     levels::{Dbov, Meter},
     opus::{Application, Encoder, EncoderSettings},
-    policy::{Controller, Policy, Profile},
+    policy::{Controller, Delay, Policy, Profile},
     report::{PathStats, Report},
     time::{MediaTime, Micros, SAMPLE_RATE, Samples},
 };
@@ -48,11 +48,19 @@ pub struct SenderConfig {
     /// Most that one listener's copy of this voice may take on the wire, in kb/s. Default none. The least that is sent is
     /// about 54 kb/s, whatever is asked.
     pub max_kbps: Option<u32>,
+    /// How much delay is taken for how much clarity, where no listener has its own wish. Default balanced.
+    pub delay: Delay,
 }
 
 impl Default for SenderConfig {
     fn default() -> Self {
-        Self { profile: Profile::Talk, channels: 1, start: MediaTime(0), max_kbps: None }
+        Self {
+            profile: Profile::Talk,
+            channels: 1,
+            start: MediaTime(0),
+            max_kbps: None,
+            delay: Delay::default(),
+        }
     }
 }
 
@@ -136,7 +144,8 @@ impl Sender {
     /// # Errors
     /// [`Error::Channels`] for other than 1 or 2, [`Error::Opus`] where memory is short.
     pub fn new(config: SenderConfig) -> Result<Self, Error> {
-        let controller = Controller::new(config.profile, config.channels, config.max_kbps);
+        let mut controller = Controller::new(config.profile, config.channels, config.max_kbps);
+        controller.set_delay(config.delay);
         let channels = usize::from(config.channels);
         let mut sender = Self {
             config,
@@ -214,6 +223,11 @@ impl Sender {
     /// Sets the user's limit of [`SenderConfig::max_kbps`] anew.
     pub fn set_max_kbps(&mut self, max_kbps: Option<u32>) {
         self.controller.set_max_kbps(max_kbps);
+    }
+
+    /// Sets [`SenderConfig::delay`] anew.
+    pub fn set_delay(&mut self, delay: Delay) {
+        self.controller.set_delay(delay);
     }
 
     /// How the voice is sent now.

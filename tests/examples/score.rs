@@ -1,10 +1,11 @@
 //! Writes what was said and what was heard over links of the table, under virtual time, to be scored by PESQ and the like.
 //!
-//! `score VOICE.wav OUT-DIRECTORY SEED.. -- PROFILE..`: the voice is mono, 48 kHz. For each profile and seed it is said twice,
+//! `score VOICE.wav OUT-DIRECTORY SEED.. -- PROFILE[_quick|_safe]..`: the voice is mono, 48 kHz. For each profile and seed it is said twice,
 //! the second time is written: `PROFILE-SEED.said.wav`, `PROFILE-SEED.heard.wav` and `PROFILE-SEED.json`.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use anyhow::{Context, ensure};
+use hallway_codec::{Delay, JitterConfig, ReceiverConfig};
 use hallway_tests::{Lab, Profile};
 use std::{path::Path, time::Duration};
 
@@ -32,8 +33,16 @@ fn main() -> anyhow::Result<()> {
 
 fn run(voice: &[f32], out: &Path, seed: u64, name: &str) -> anyhow::Result<()> {
     let length = Duration::from_secs_f64(voice.len() as f64 / 48_000.0);
-    let profile = Profile::named(name)?;
-    let mut call = Lab::seeded(seed).over(&profile).voice(voice).one_way().call("ana", "ben");
+    let (link, wish) = name.split_once('_').unwrap_or((name, "balanced"));
+    let delay = match wish {
+        "quick" => Delay::Quick,
+        "safe" => Delay::Safe,
+        _ => Delay::Balanced,
+    };
+    let jitter = JitterConfig { delay, ..JitterConfig::default() };
+    let receiver = ReceiverConfig { jitter, ..ReceiverConfig::default() };
+    let lab = Lab::seeded(seed).over(&Profile::named(link)?).voice(voice).receiver(receiver);
+    let mut call = lab.one_way().call("ana", "ben");
     call.run_for(length);
     call.forget("ben");
     let before = call.link_from("ana");

@@ -327,6 +327,7 @@ impl Call {
                 sent: counts.sent,
                 lost: counts.lost(),
                 max_kbps: self.max_kbps[i],
+                reliable: false,
             };
             me.sender.handle_path(me.clock(now), 1, &path);
         }

@@ -10,7 +10,7 @@ pub mod packets;
 pub mod sequence;
 pub mod target;
 
-use crate::time::Samples;
+use crate::{policy::Delay, time::Samples};
 
 /// Bounds of the delay kept in hand, beyond the fastest packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct JitterConfig {
     pub start: Samples,
     /// Added to what the arrivals ask for. Default 0.5 ms. Zero lets every new record in lateness be heard.
     pub margin: Samples,
+    /// How much delay is taken for how much clarity. Default balanced.
+    pub delay: Delay,
 }
 
 impl Default for JitterConfig {
@@ -32,6 +34,7 @@ impl Default for JitterConfig {
             ceiling: Samples::from_ms(200),
             start: Samples::MS_10,
             margin: Samples(24),
+            delay: Delay::Balanced,
         }
     }
 }
@@ -57,6 +60,7 @@ impl JitterConfig {
             ceiling: Samples::from_ms(400),
             start: Samples::from_ms(40),
             margin: Samples::MS_5,
+            ..Self::default()
         }
     }
 }

@@ -11,6 +11,7 @@
 use super::JitterConfig;
 use crate::{
     drift::LEAD,
+    policy::Delay,
     time::{SAMPLE_RATE, Samples},
 };
 use std::collections::VecDeque;
@@ -32,8 +33,13 @@ const LEVEL_STANDS: i64 = 10 * SAMPLE_RATE as i64;
 const LATE_OF_JITTER: usize = 50;
 /// What missing sound costs, in ms of delay, times the square root of its share in percent: measured by PESQ, the first
 /// missing frames hurt most. Low-delay frames that come too late are mended, so that they cost less than lost ones.
-const COST_FRAGILE: f64 = 40.0;
-const COST_SPEECH: f64 = 90.0;
+const COST: [Cost; 3] = [
+    Cost { of: Delay::Quick, fragile: 15.0, speech: 70.0 },
+    Cost { of: Delay::Balanced, fragile: 40.0, speech: 100.0 },
+    Cost { of: Delay::Safe, fragile: 140.0, speech: 200.0 },
+];
+/// Most delay beyond the fastest packet that is taken where one wishes to be quick.
+const QUICK_CEILING: i64 = 62 * 48;
 /// Share in percent below which more hardly counts: the odd frame in a minute.
 const HARMLESS: f64 = 0.005;
 /// A greater delay must save so much of that cost, in ms.
@@ -69,6 +75,13 @@ const KNOWN_AFTER: i64 = SAMPLE_RATE as i64 / 2;
 const EVERY: i64 = 250 * 48;
 const EVERY_LATE: i64 = 40 * 48;
 const STEP: i64 = Samples::MS_2_5.0 as i64;
+
+/// See [`COST`].
+struct Cost {
+    of: Delay,
+    fragile: f64,
+    speech: f64,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Came {
@@ -216,14 +229,14 @@ impl Target {
         let jitter = self.sorted.get(self.sorted.len() * LATE_OF_JITTER / 1000).map_or(0, |s| s.0 - base);
         let expected = known.max((pulled - first) / STEP);
         let changed = self.changed.is_some_and(|at| pulled - at < CHANGED_FOR);
-        let ceiling = self.level(pulled, base_now) + i64::from(self.config.ceiling.0);
+        let ceiling = self.level(pulled, base_now) + self.ceiling();
         let chosen =
             self.choose(pulled, slope, manner, Seen { expected, known, base, ceiling, changed, jitter });
         let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
         let floor = if is_known { self.config.floor.0 } else { self.start().0 };
         let wanted = chosen + i64::from(self.config.margin.0) + LEAD as i64;
         // The ceiling stands on what comes now: a path that has just become longer by more than that is still heard.
-        let floor = base + i64::from(floor.min(self.config.ceiling.0));
+        let floor = base + i64::from(floor).min(self.ceiling());
         self.need = Some(Need { base, offset: wanted.clamp(floor, ceiling.max(floor)), jitter });
         self.need
     }
@@ -288,6 +301,20 @@ impl Target {
         }
     }
 
+    /// Most delay beyond the level of the path.
+    fn ceiling(&self) -> i64 {
+        let ceiling = i64::from(self.config.ceiling.0);
+        if self.config.delay == Delay::Quick { ceiling.min(QUICK_CEILING) } else { ceiling }
+    }
+
+    /// Takes another wish over: what was held is weighed anew.
+    pub fn set_delay(&mut self, delay: Delay) {
+        if delay != self.config.delay {
+            self.config.delay = delay;
+            self.held = None;
+        }
+    }
+
     /// The state as last worked out.
     #[must_use]
     pub fn last(&self) -> Option<Need> {
@@ -302,10 +329,12 @@ impl Target {
 
     /// The offset to keep to, given what is in `sorted`.
     fn choose(&mut self, pulled: i64, slope: f64, manner: Manner, seen: Seen) -> i64 {
+        let delay = self.config.delay;
+        let cost = COST.iter().find(|cost| cost.of == delay).unwrap_or(&COST[1]);
         let (weight, worth, patience) = if manner.fragile {
-            (COST_FRAGILE, WORTH_RAISING_FRAGILE, LOWER_AFTER_FRAGILE)
+            (cost.fragile, WORTH_RAISING_FRAGILE, LOWER_AFTER_FRAGILE)
         } else {
-            (COST_SPEECH, WORTH_RAISING_SPEECH, LOWER_AFTER_SPEECH)
+            (cost.speech, WORTH_RAISING_SPEECH, LOWER_AFTER_SPEECH)
         };
         let cost = |offset: i64, missing: i64| {
             let percent = 100.0 * missing as f64 / seen.expected.max(1) as f64;

@@ -27,6 +27,7 @@ use crate::{
     ledger::Ledger,
     levels::{Dbov, Meter},
     opus::{Decoder, PacketInfo, inspect},
+    policy::Delay,
     report::{ReceiverStats, Report, Totals},
     stretch::Audio,
     time::{ClockOffset, MediaTime, Micros, SAMPLE_RATE, Samples},
@@ -130,6 +131,7 @@ pub struct Receiver {
     audio: Audio,
     concealment: Concealment,
     mend: mend::Mend,
+    delay: Delay,
     ledger: Ledger,
     scratch: Vec<f32>,
     /// Samples pulled since the beginning.
@@ -188,6 +190,7 @@ impl Receiver {
             audio: Audio::new(channels),
             concealment: Concealment::default(),
             mend: mend::Mend::new(config.channels)?,
+            delay: config.jitter.delay,
             ledger: Ledger::default(),
             scratch: vec![0.0; Samples::MS_20.interleaved(channels)],
             pulled: 0,
@@ -209,6 +212,12 @@ impl Receiver {
     /// The speaker's clock against ours; `None` while it is not known, and no mouth-to-ear delay is given then.
     pub fn set_clock(&mut self, clock: Option<ClockOffset>) {
         self.ledger.set_clock(clock);
+    }
+
+    /// How much delay to take for how much clarity, from now on; the speaker hears of it by the next report.
+    pub fn set_delay(&mut self, delay: Delay) {
+        self.delay = delay;
+        self.target.set_delay(delay);
     }
 
     /// The speaker's own word for the time from its encoder to its socket; it is taken out of `network`. Default 0.
@@ -295,6 +304,7 @@ impl Receiver {
             concealed_ms: since(totals.concealed_samples, before.concealed_samples) / 48,
             recovered_ms: since(totals.recovered_samples, before.recovered_samples) / 48,
             alone: since(counts.alone, counts_before.alone),
+            delay: self.delay,
             ..Report::default()
         };
         let bursts = counts.bursts.into_iter().zip(counts_before.bursts);

@@ -184,7 +184,7 @@ impl Path for RelayedPath {
             Carrier::Datagrams(route) => route.path().map(|path| path.stats()).unwrap_or_default(),
             Carrier::Stream(queue) => {
                 let limit = queue.limit_kbps(Instant::now()).map(|kbps| kbps.max(LEAST_KBPS));
-                PathStats { max_kbps: limit, ..PathStats::default() }
+                PathStats { max_kbps: limit, reliable: true, ..PathStats::default() }
             }
         };
         PathStats { rtt_ms: Some(self.rtt().as_secs_f32() * 1000.0), ..leg }

@@ -1,0 +1,52 @@
+//! What one path gives: set at once where the path says that it is full, tried upwards in steps.
+
+use crate::time::Micros;
+
+/// A limit that the path set is kept for so long, then raised by a quarter each step.
+const LIMIT_HOLD_US: u64 = 15_000_000;
+const LIMIT_STEP_US: u64 = 5_000_000;
+/// If it is set again so soon after a step, it is held twice as long, up to five minutes.
+const LIMIT_FAILED_US: u64 = 20_000_000;
+const LONGEST_LIMIT_HOLD_US: u64 = 300_000_000;
+/// A limit raised beyond this is none, in kb/s.
+const LIMIT_GONE_KBPS: u32 = 600;
+
+/// What one path gives.
+#[derive(Debug)]
+pub(super) struct Limit {
+    pub(super) kbps: Option<u32>,
+    until: Micros,
+    hold_us: u64,
+    raised: Option<Micros>,
+}
+
+impl Limit {
+    pub(super) fn hear(&mut self, now: Micros, stated: Option<u32>) {
+        match (self.kbps, stated) {
+            (None, None) => {}
+            (kbps, Some(stated)) if kbps.is_none_or(|kbps| stated < kbps) => {
+                let failed = self.raised.take().is_some_and(|at| now.since(at) < LIMIT_FAILED_US);
+                self.hold_us =
+                    if failed { (self.hold_us * 2).min(LONGEST_LIMIT_HOLD_US) } else { LIMIT_HOLD_US };
+                self.kbps = Some(stated);
+                self.until = now.plus(self.hold_us);
+            }
+            (Some(kbps), stated) if now >= self.until => {
+                let raised = kbps.saturating_add(kbps / 4 + 1);
+                self.kbps = Some(stated.map_or(raised, |stated| raised.min(stated)));
+                self.until = now.plus(LIMIT_STEP_US);
+                self.raised = Some(now);
+                if stated.is_none() && raised > LIMIT_GONE_KBPS {
+                    self.kbps = None;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { kbps: None, until: Micros(0), hold_us: LIMIT_HOLD_US, raised: None }
+    }
+}

@@ -46,6 +46,9 @@ const FEC_IN_USE: i64 = 5 * SAMPLE_RATE as i64;
 const REACH_IN_USE: i64 = SAMPLE_RATE as i64;
 /// Packets far off that agree with each other before the stream starts anew.
 const STRAYS: u32 = 4;
+/// A stream of which more than this came before anything of it was asked for begins with the newest: what piled up while
+/// nobody played would be a lag from then on.
+const PILED_UP: i64 = 100 * 48;
 /// Frames whose moment of play is still to come; more are not entered in the ledger.
 const MAX_MARKS: usize = 64;
 /// A speaker from whom nothing came for so long is not playing: no gap is counted.
@@ -140,6 +143,8 @@ pub struct Receiver {
     stream: Option<Stream>,
     strays: u32,
     stray: i64,
+    /// Sound was left out: what comes next is faded into.
+    leapt: bool,
     marks: VecDeque<(i64, Trace)>,
     recovered: bool,
     heard_any: bool,
@@ -155,6 +160,8 @@ pub struct Receiver {
 struct Stream {
     wire: MediaTime,
     at: i64,
+    /// Samples pulled when it began.
+    began: i64,
     /// Position of the next sample to be decoded.
     decoded: i64,
     span: u8,
@@ -198,6 +205,7 @@ impl Receiver {
             stream: None,
             strays: 0,
             stray: 0,
+            leapt: false,
             marks: VecDeque::with_capacity(MAX_MARKS),
             recovered: false,
             heard_any: false,
@@ -240,12 +248,16 @@ impl Receiver {
                 return Err(error);
             }
         };
-        let Some(main) = packet.frames().next().and_then(|f| inspect(f.opus)) else {
-            self.totals.malformed += 1;
-            return Err(frame::Error::NotOpus);
-        };
         let header = packet.header;
         let at = self.unwrapped(header.media_time);
+        let Some(main) = packet.frames().next().and_then(|f| inspect(f.opus)) else {
+            self.totals.malformed += 1;
+            // It came: the speaker must not take it for lost on the way.
+            if self.stream.is_some_and(|stream| self.packets.in_range(at, stream.decoded)) {
+                self.sequence.insert(header.sequence);
+            }
+            return Err(frame::Error::NotOpus);
+        };
         if let Some(stream) = &self.stream
             && !self.packets.in_range(at, stream.decoded)
             && !self.is_new_start(at)
@@ -253,7 +265,9 @@ impl Receiver {
             self.totals.out_of_range += 1;
             return Ok(Arrival::OutOfRange);
         }
-        if self.strays >= STRAYS || self.stream.is_none() {
+        let piled_up =
+            self.stream.is_some_and(|s| s.began == self.pulled && at.saturating_sub(s.decoded) > PILED_UP);
+        if self.strays >= STRAYS || self.stream.is_none() || piled_up {
             self.begin(at, header.media_time, main);
         }
         self.strays = 0;
@@ -374,6 +388,7 @@ impl Receiver {
         self.stream = Some(Stream {
             wire,
             at,
+            began: self.pulled,
             decoded: at,
             span: 0,
             coming: 0,

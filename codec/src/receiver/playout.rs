@@ -1,7 +1,7 @@
 //! Samples out: moves the offset, makes the audio that is asked for, and enters it in the ledger.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use super::{MAX_MARKS, PAUSED, Receiver, Stream, goal};
+use super::{MAX_MARKS, PAUSED, Receiver, STEP, Stream, goal};
 use crate::{
     drift::LEAD,
     jitter::{
@@ -16,6 +16,9 @@ use crate::{
 
 /// Loudest sample taken from the decoder: it overshoots full scale a little, and without bound where packets are broken.
 const LOUDEST: f32 = 1.25;
+
+/// Too much delay beyond this is left out at once: period by period it would take longer than two seconds.
+const LEAP: f64 = 200.0 * 48.0;
 
 impl Receiver {
     /// Plays one piece; true if the first sample of all is in it.
@@ -32,6 +35,7 @@ impl Receiver {
         if let Some(need) = self.target.need(self.pulled, slope, stream.manner()) {
             let goal = goal(&need, &stream);
             wanted = Some(goal);
+            self.leap(&stream, goal);
             self.stretch(self.offset(&stream) - goal);
             let error = self.offset(&stream) - goal;
             step = if self.decision.rests(slope, error) {
@@ -80,6 +84,26 @@ impl Receiver {
 
     pub(super) fn offset(&self, stream: &Stream) -> f64 {
         self.pulled as f64 - self.playing(stream)
+    }
+
+    /// Far more delay than is needed, as after a speaker's clock has jumped or while everything waits behind a long gap:
+    /// playing goes on at the first frame that waits where it should be, and what lies before is left out.
+    fn leap(&mut self, stream: &Stream, goal: f64) {
+        let error = self.offset(stream) - goal;
+        if error < LEAP {
+            return;
+        }
+        let steps = (error / STEP as f64) as i64;
+        let to = stream.decoded.saturating_add(steps.saturating_mul(STEP));
+        let Some(at) = self.packets.covering(to).or_else(|| self.packets.next_after(to)).map(|w| w.at) else {
+            return;
+        };
+        if let Some(stream) = &mut self.stream {
+            stream.decoded = at;
+        }
+        self.mend.forget();
+        self.leapt = true;
+        self.totals.accelerated_samples += u64::try_from(at - stream.decoded).unwrap_or(0);
     }
 
     /// Leaves out or repeats a period, where the offset is far enough from its goal.
@@ -177,7 +201,7 @@ impl Receiver {
             let _ = self.decoder.reset();
             self.mend.forget();
         }
-        if skipped > 0 && !blended {
+        if (skipped > 0 && !blended) || std::mem::take(&mut self.leapt) {
             self.audio.blend_into(pcm);
         }
         self.concealment.heard(pcm, self.channels);

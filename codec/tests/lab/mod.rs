@@ -9,10 +9,15 @@ use hallway_codec::{
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+};
 
 /// Samples per capture and playback period: 2.5 ms.
 pub const PERIOD: usize = 120;
+/// Packets that a ring between network and media thread holds.
+const RING: usize = 256;
 /// The sender's clock reads this much more than the receiver's.
 pub const CLOCK_OFFSET_US: i64 = 5_000_000_000;
 
@@ -54,6 +59,9 @@ impl Link {
     }
 }
 
+/// See [`Call::tamper`].
+pub type Tamper = Box<dyn FnMut(f64, &[u8], &mut Vec<Vec<u8>>)>;
+
 pub struct Call {
     pub sender: Sender,
     pub receiver: Receiver,
@@ -81,8 +89,18 @@ pub struct Call {
     pub report: Report,
     pub packet_sizes: Vec<usize>,
     pub keep_sound: bool,
-    /// Samples asked for at once.
+    /// Samples asked for at once, and handed over at once.
     pub pull: usize,
+    pub period: usize,
+    /// Puts other packets in a packet's place, `seconds` after the call began.
+    pub tamper: Option<Tamper>,
+    /// Packets that the receiver refused: only where they are tampered with.
+    pub refused: u64,
+    /// What the two read from their clocks beyond the truth, from now on.
+    pub speaker_clock_us: i64,
+    pub listener_clock_us: i64,
+    /// What comes while the listener's machine sleeps.
+    asleep: Option<VecDeque<Vec<u8>>>,
     /// Read before and after each pull; the difference adds up in `play_counted`.
     pub play_counter: Option<fn() -> u64>,
     pub play_counted: u64,
@@ -123,6 +141,12 @@ impl Call {
             packet_sizes: Vec::new(),
             keep_sound: true,
             pull: PERIOD,
+            period: PERIOD,
+            tamper: None,
+            refused: 0,
+            speaker_clock_us: 0,
+            listener_clock_us: 0,
+            asleep: None,
             play_counter: None,
             play_counted: 0,
         };
@@ -170,7 +194,14 @@ impl Call {
             self.now = next;
             if next == arrival {
                 if let Some(Reverse((at, _, packet))) = self.flying.pop() {
-                    self.receiver.handle_packet(Micros(at), &packet).unwrap();
+                    if let Some(ring) = &mut self.asleep {
+                        ring.push_back(packet);
+                        if ring.len() > RING {
+                            ring.pop_front();
+                        }
+                    } else {
+                        self.arrive(at as f64, &packet);
+                    }
                 }
             } else if next == self.next_capture {
                 self.capture();
@@ -178,31 +209,68 @@ impl Call {
                 self.pull();
             } else {
                 self.next_report += 500_000.0;
-                let report = self.receiver.report(Micros(self.now as u64));
+                if self.asleep.is_some() {
+                    continue;
+                }
+                let report = self.receiver.report(self.here(self.now));
                 if self.reports {
-                    let there = Micros((self.now as i64 + CLOCK_OFFSET_US) as u64);
-                    self.sender.handle_report(there, 1, &report);
+                    self.sender.handle_report(self.there(self.now), 1, &report);
                 }
                 self.report = report;
             }
         }
     }
 
+    /// The speaker's machine stands still for so long: nothing is captured.
+    pub fn suspend_speaker(&mut self, seconds: f64) {
+        let samples = (seconds * 48_000.0) as u64;
+        self.next_capture += seconds * 1e6;
+        self.captured += samples;
+        self.said.resize(self.said.len() + samples as usize, 0.0);
+    }
+
+    /// The listener's machine stands still for so long: nothing is played, and of what comes a ring keeps the newest
+    /// [`RING`].
+    pub fn suspend_listener(&mut self, seconds: f64) {
+        self.asleep = Some(VecDeque::new());
+        let pull = std::mem::replace(&mut self.next_pull, f64::MAX);
+        self.run_for(seconds);
+        self.next_pull = pull + seconds * 1e6;
+        self.heard.resize(self.heard.len() + (seconds * 48_000.0) as usize, 0.0);
+        for packet in self.asleep.take().unwrap_or_default() {
+            self.arrive(self.now, &packet);
+        }
+    }
+
+    fn arrive(&mut self, at: f64, packet: &[u8]) {
+        let outcome = self.receiver.handle_packet(self.here(at), packet);
+        self.refused += u64::from(outcome.is_err());
+        assert!(outcome.is_ok() || self.tamper.is_some(), "{outcome:?}");
+    }
+
+    /// Both clocks at a moment.
+    fn here(&self, t: f64) -> Micros {
+        Micros((t as i64 + self.listener_clock_us) as u64)
+    }
+
+    fn there(&self, t: f64) -> Micros {
+        Micros((t as i64 + CLOCK_OFFSET_US + self.speaker_clock_us) as u64)
+    }
+
     fn capture(&mut self) {
-        let period = PERIOD as f64 / 48_000.0 * 1e6 / (1.0 + self.ppm * 1e-6);
-        let mut pcm = Vec::with_capacity(PERIOD * self.channels);
-        for i in 0..PERIOD as u64 {
+        let period = self.period as f64 / 48_000.0 * 1e6 / (1.0 + self.ppm * 1e-6);
+        let mut pcm = Vec::with_capacity(self.period * self.channels);
+        for i in 0..self.period as u64 {
             let sample = (self.source)(self.captured + i);
             pcm.extend(std::iter::repeat_n(sample, self.channels));
             if self.keep_sound {
                 self.said.push(sample);
             }
         }
-        self.captured += PERIOD as u64;
-        let there = |t: f64| Micros((t as i64 + CLOCK_OFFSET_US) as u64);
-        self.sender.handle_capture(&pcm, there(self.next_capture - period));
+        self.captured += self.period as u64;
+        self.sender.handle_capture(&pcm, self.there(self.next_capture - period));
         self.next_capture += period;
-        while self.sender.poll_packet(there(self.now), &mut self.buffer).is_some() {
+        while self.sender.poll_packet(self.there(self.now), &mut self.buffer).is_some() {
             if self.policies.last().is_none_or(|(_, p)| p != self.sender.policy()) {
                 self.policies.push((self.seconds(), self.sender.policy().clone()));
             }
@@ -228,8 +296,15 @@ impl Call {
             self.lost += 1;
             return;
         }
-        let copies = 1 + usize::from(self.random.random_bool(self.link.duplicate));
-        for _ in 0..copies {
+        let mut packets = vec![self.buffer.clone()];
+        if self.random.random_bool(self.link.duplicate) {
+            packets.push(self.buffer.clone());
+        }
+        if let Some(tamper) = &mut self.tamper {
+            packets.clear();
+            tamper((self.now - 1_000_000.0) / 1e6, &self.buffer, &mut packets);
+        }
+        for packet in packets {
             let mut at = now + self.link.delay_us + self.random.random_range(0..=self.link.jitter_us);
             if let Some((from, more)) = self.link.longer
                 && now >= from
@@ -241,7 +316,7 @@ impl Call {
                     at = *until;
                 }
             }
-            self.flying.push(Reverse((at, self.sent, self.buffer.clone())));
+            self.flying.push(Reverse((at, self.sent, packet)));
         }
     }
 
@@ -249,7 +324,8 @@ impl Call {
         let mut out = vec![0.0; self.pull * self.channels];
         let count = || self.play_counter.map_or(0, |count| count());
         let before = count();
-        let played = self.receiver.play_into(Micros(self.now as u64), 0, &mut out);
+        let now = self.here(self.now);
+        let played = self.receiver.play_into(now, 0, &mut out);
         self.play_counted += count() - before;
         self.next_pull += self.pull as f64 / 48_000.0 * 1e6;
         if self.keep_sound {

@@ -22,6 +22,9 @@ const SLOTS_TOGETHER: usize = 3;
 const SLOTS_FOR_SKEW: usize = 6;
 /// Skew above this is noise: crystals are within 100 ppm, bad ones within 300.
 const MAX_SKEW: f64 = 500e-6;
+/// No drift within what is remembered makes an exchange contradict the others by so much: a clock has jumped, as it does
+/// where a machine slept, since CLOCK_MONOTONIC stands still meanwhile.
+const JUMP_US: i64 = 50_000;
 /// A sample further off than this is not a clock but an attack or a bug.
 const MAX_ABS_US: i64 = i64::MAX / 4;
 
@@ -104,6 +107,12 @@ impl OffsetFilter {
         if exchange.heard < exchange.sent || there.saturating_add(back) < 0 {
             return;
         }
+        // The offset lies between −back and there, for each exchange.
+        if self.quickest().is_some_and(|(quickest_there, quickest_back)| {
+            there.saturating_add(quickest_back) < -JUMP_US || back.saturating_add(quickest_there) < -JUMP_US
+        }) {
+            self.slots.clear();
+        }
         match self.slots.back_mut() {
             Some(slot) if exchange.heard.saturating_sub(slot.started) < SLOT_US => {
                 slot.insert(there, back);
@@ -132,9 +141,15 @@ impl OffsetFilter {
 
     /// Least round trip on the network in µs, without the peer's thinking time.
     pub fn min_rtt_us(&self) -> Option<u64> {
+        let (there, back) = self.quickest()?;
+        Some(u64::try_from(there.saturating_add(back)).unwrap_or(0))
+    }
+
+    /// The least of both directions.
+    fn quickest(&self) -> Option<(i64, i64)> {
         let there = self.slots.iter().flat_map(|slot| slot.there.iter()).min()?;
         let back = self.slots.iter().flat_map(|slot| slot.back.iter()).min()?;
-        Some(u64::try_from(there.saturating_add(*back)).unwrap_or(0))
+        Some((*there, *back))
     }
 
     /// Least-squares line through the slots, where there are enough.
@@ -210,6 +225,25 @@ mod tests {
         for seed in 0..20 {
             let error = run(seed, 300, -70_000_000, 100e-6);
             assert!(error.abs() < 3_000, "seed {seed}: {error} µs");
+        }
+    }
+
+    #[test]
+    fn after_a_minute_of_sleep_of_either_machine_the_first_exchange_tells_the_new_offset() {
+        for (ours, theirs) in [(0, 60_000_000), (60_000_000, 0), (0, 200_000)] {
+            let mut filter = OffsetFilter::new();
+            let mut exchange = |at: u64, slept: (u64, u64)| {
+                let (us, them) = (|t: u64| t - slept.0, |t: u64| t + 7_000_000 - slept.1);
+                let (sent, heard) = (us(at), us(at + 60_300));
+                let (arrived, answered) = (them(at + 30_000), them(at + 30_300));
+                filter.handle_exchange(Exchange { sent, arrived, answered, heard });
+                filter.offset(Micros(heard)).unwrap().offset_us
+            };
+            for n in 0..200 {
+                assert_eq!(exchange(100_000_000 + n * 250_000, (0, 0)), 7_000_000);
+            }
+            let after = exchange(211_000_000, (ours, theirs));
+            assert_eq!(after, 7_000_000 + ours as i64 - theirs as i64);
         }
     }
 

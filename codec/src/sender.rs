@@ -225,6 +225,11 @@ impl Sender {
         self.controller.set_max_kbps(max_kbps);
     }
 
+    /// Sets [`SenderConfig::profile`] anew, within the stream. The channels stay.
+    pub fn set_profile(&mut self, profile: Profile) {
+        self.controller.set_profile(profile);
+    }
+
     /// Sets [`SenderConfig::delay`] anew.
     pub fn set_delay(&mut self, delay: Delay) {
         self.controller.set_delay(delay);

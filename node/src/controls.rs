@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use hallway_codec::Dbov;
+use hallway_codec::{Dbov, Delay, Profile};
 use serde::{Deserialize, Serialize};
 
 use crate::audio::VoiceChoice;
@@ -46,6 +46,10 @@ pub struct Controls {
     pub pressed: bool,
     /// What is done to our voice before it is encoded.
     pub processing: VoiceChoice,
+    /// Voice or music.
+    pub profile: Profile,
+    /// How much delay is taken for how much clarity.
+    pub delay: Delay,
 }
 
 impl Default for Controls {
@@ -57,6 +61,8 @@ impl Default for Controls {
             threshold_dbov: -45,
             pressed: false,
             processing: VoiceChoice::default(),
+            profile: Profile::default(),
+            delay: Delay::default(),
         }
     }
 }

@@ -5,12 +5,13 @@
 
 use std::{io::Write, time::Duration};
 
+use hallway_codec::{Delay, Profile};
 use libp2p::{Multiaddr, PeerId};
 use serde::{Serialize, Serializer};
 use tokio::sync::mpsc;
 
 use crate::{
-    audio::End,
+    audio::{End, Switch},
     clock,
     controls::{Controls, Hearing, Speak},
     links, text,
@@ -66,6 +67,12 @@ pub enum Event {
     Joined {
         room: String,
         open: bool,
+        /// Until nobody new is let in; `None`: no end.
+        closes_in_s: Option<u64>,
+        /// The invite is for one guest.
+        single_use: bool,
+        /// The file that what is said in writing is kept in.
+        history: Option<String>,
         since_start_ms: f64,
     },
     InputStarted(Card),
@@ -102,6 +109,8 @@ pub enum Event {
     },
     /// What is set about our voice and ears has changed.
     Controls(Controls),
+    /// What is done to our voice has changed.
+    Processing(Processing),
     /// How one person is heard here has changed.
     Volume {
         #[serde(serialize_with = "display")]
@@ -278,12 +287,14 @@ pub struct PeerStats {
 
 /// What is done to our voice between the microphone and the encoder. The delay is part of the `capture` stage that the
 /// others see.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[allow(missing_docs)] // docs/events.md defines each
 pub struct Processing {
     #[serde(flatten)]
     pub active: crate::audio::VoiceActive,
     pub delay_ms: f64,
+    /// What any of the three, or all of them, would add.
+    pub price_ms: f64,
 }
 
 /// How we send our voice: the codec's policy, in the units of the contract.
@@ -398,12 +409,8 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
                 format!("lost the rendezvous server at {addr}; trying again. Calls go on")
             }
         },
-        Event::Joined { room, open, .. } => {
-            let secrecy = if *open {
-                "an open room: anyone who knows its name can join and listen. `hallway invite` makes a private one"
-            } else {
-                "a private room"
-            };
+        Event::Joined { room, open, closes_in_s, single_use, .. } => {
+            let secrecy = secrecy(*open, *closes_in_s, *single_use);
             format!("joined {room}, {secrecy}. Ctrl-C leaves")
         }
         Event::InputStarted(_) | Event::OutputStarted(_) | Event::InputFinished => return None,
@@ -455,6 +462,9 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
             }
         }
         Event::Controls(controls) => own_voice(controls),
+        // What was asked for is told with the controls; that nothing is done is no news.
+        Event::Processing(processing) if !processing.active.any() => return None,
+        Event::Processing(processing) => processing_in_words(processing),
         Event::Volume { peer_id, hearing } => match hearing.muted {
             true => format!("{} is not heard here now", short(peer_id)),
             false => format!("{} is heard at {:+} dB", short(peer_id), hearing.volume_db),
@@ -478,6 +488,22 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
     })
 }
 
+/// Who can be in a room, in words.
+pub(crate) fn secrecy(open: bool, closes_in_s: Option<u64>, single_use: bool) -> String {
+    if open {
+        return "an open room: anyone who knows its name can join and listen. `hallway invite` makes a private one"
+            .to_owned();
+    }
+    let mut words = match single_use {
+        true => "a private room for one guest".to_owned(),
+        false => "a private room: only who holds the invite can join".to_owned(),
+    };
+    if let Some(seconds) = closes_in_s {
+        words += &format!(", for {}", humantime::format_duration(Duration::from_secs(seconds)));
+    }
+    words
+}
+
 /// What is set about our voice, in words.
 fn own_voice(controls: &Controls) -> String {
     let when = match controls.speak {
@@ -488,7 +514,42 @@ fn own_voice(controls: &Controls) -> String {
         Speak::PushToTalk => "your microphone is closed: push to talk".to_owned(),
         Speak::Voice => format!("your microphone opens when you speak, from {} dB", controls.threshold_dbov),
     };
-    format!("you: {when}")
+    let profile = if controls.profile == Profile::Music { "; music" } else { "" };
+    let delay = match controls.delay {
+        Delay::Quick => "; quick rather than clear",
+        Delay::Balanced => "",
+        Delay::Safe => "; clear rather than quick",
+    };
+    let mut processing = String::new();
+    for (name, switch) in [
+        ("echo cancellation", controls.processing.echo),
+        ("noise suppression", controls.processing.noise),
+        ("gain", controls.processing.gain),
+    ] {
+        match switch {
+            Switch::Auto => {}
+            Switch::On => processing += &format!("; {name} on"),
+            Switch::Off => processing += &format!("; {name} off"),
+        }
+    }
+    format!("you: {when}{profile}{delay}{processing}")
+}
+
+/// What is done to our voice, in words, with its price.
+pub(crate) fn processing_in_words(processing: &Processing) -> String {
+    let active = &processing.active;
+    let done: Vec<&str> = [
+        (active.echo_cancel, "without its echo"),
+        (active.noise_suppression, "without noise"),
+        (active.gain, "at a common level"),
+    ]
+    .into_iter()
+    .filter_map(|(on, words)| on.then_some(words))
+    .collect();
+    match done.is_empty() {
+        true => "your voice is sent as it is captured".to_owned(),
+        false => format!("your voice is sent {}, {:.1} ms later", done.join(", "), processing.delay_ms),
+    }
 }
 
 /// The tail of a PeerId: enough to tell the people of a room apart, too little to prove who they are.
@@ -580,7 +641,14 @@ pub(crate) mod tests {
 
     #[test]
     fn an_event_carries_its_name_and_moment() {
-        let value = json(Event::Joined { room: "kitchen".into(), open: true, since_start_ms: 1.5 });
+        let value = json(Event::Joined {
+            room: "kitchen".into(),
+            open: true,
+            closes_in_s: None,
+            single_use: false,
+            history: None,
+            since_start_ms: 1.5,
+        });
         assert_eq!(value["event"], "joined");
         assert_eq!(value["at_ns"], 7);
         assert_eq!(value["room"], "kitchen");

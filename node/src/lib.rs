@@ -34,5 +34,6 @@ pub mod text;
 pub mod transport;
 pub mod trust;
 pub mod tui;
+pub mod typed;
 pub mod volumes;
 pub mod words;

@@ -213,6 +213,8 @@ pub struct MediaStats {
     pub processing: VoiceActive,
     /// What that adds to its delay.
     pub processing_delay: Duration,
+    /// What any of it would add.
+    pub processing_price: Duration,
     /// One entry a member.
     pub voices: Vec<VoiceStats>,
 }
@@ -298,6 +300,7 @@ impl Media {
             voices: Vec::with_capacity(crate::room::MAX_MEMBERS),
             mixer: Mixer::new(channels),
             processing,
+            fold: (channels == 2).then(Fold::default),
             playback_delay: Duration::ZERO,
             packet: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES),
             sealed: Vec::with_capacity(hallway_codec::MAX_PACKET_BYTES + 64),
@@ -381,6 +384,8 @@ struct Engine {
     voices: Vec<Voice>,
     mixer: Mixer,
     processing: VoiceProcessor,
+    /// Where two channels are captured.
+    fold: Option<Fold>,
     playback_delay: Duration,
     packet: Vec<u8>,
     sealed: Vec<u8>,
@@ -483,13 +488,7 @@ impl Engine {
                         self.sender.handle_path(clock::now(), index, &stats);
                     }
                 }
-                Command::Controls(controls) => {
-                    self.gate.set(controls);
-                    // Music is left as it is.
-                    if self.channels == 1 {
-                        self.processing.choose(controls.processing);
-                    }
-                }
+                Command::Controls(controls) => self.set_controls(controls),
                 Command::Hearing { peer, hearing } => {
                     if let Some(voice) = self.voice(&peer) {
                         voice.hearing = hearing;
@@ -506,10 +505,25 @@ impl Engine {
         self.voices.iter_mut().find(|voice| voice.peer == *peer)
     }
 
+    fn set_controls(&mut self, controls: Controls) {
+        self.gate.set(controls);
+        // Music is left as it is.
+        let music = controls.profile == Profile::Music;
+        self.processing.choose(if music { VoiceChoice::OFF } else { controls.processing });
+        self.sender.set_profile(controls.profile);
+        self.sender.set_delay(controls.delay);
+        for voice in &mut self.voices {
+            voice.receiver.set_delay(controls.delay);
+        }
+    }
+
     fn add_voice(&mut self, peer: PeerId, route: Route, inbox: Inbox) {
         let config = ReceiverConfig { channels: self.channels, ..ReceiverConfig::default() };
         let receiver = match Receiver::new(config) {
-            Ok(receiver) => receiver,
+            Ok(mut receiver) => {
+                receiver.set_delay(self.gate.controls().delay);
+                receiver
+            }
             Err(error) => {
                 tracing::error!(%peer, %error, "no decoder for this voice");
                 return;
@@ -606,7 +620,13 @@ impl Engine {
             let lag = audio::echo_lag(self.playback_delay, block.captured_at_ns, audio::monotonic_ns());
             let older_ns = u64::try_from(self.processing.delay().as_nanos()).unwrap_or(0);
             let captured_at_ns = block.captured_at_ns.saturating_sub(older_ns);
-            let pcm = self.processing.process(block.pcm, lag);
+            let pcm = match &mut self.fold {
+                // The processor takes one channel, and gives what both ears get.
+                Some(fold) if self.processing.active().any() => {
+                    fold.through(&mut self.processing, block.pcm, lag)
+                }
+                _ => self.processing.process(block.pcm, lag),
+            };
             let mut level = hallway_codec::Meter::default();
             level.add(pcm);
             let level = level.take().unwrap_or(Dbov::SILENCE);
@@ -678,6 +698,7 @@ impl Engine {
             xruns: self.audio.capture.xruns() + self.audio.playback.xruns(),
             processing: self.processing.active(),
             processing_delay: self.processing.delay(),
+            processing_price: self.processing.price(),
             voices: self
                 .voices
                 .iter_mut()
@@ -691,6 +712,23 @@ impl Engine {
                 })
                 .collect(),
         }
+    }
+}
+
+/// Two channels through a processor of one.
+#[derive(Default)]
+struct Fold {
+    one: Vec<f32>,
+    two: Vec<f32>,
+}
+
+impl Fold {
+    fn through(&mut self, processor: &mut VoiceProcessor, pcm: &[f32], lag: Duration) -> &[f32] {
+        self.one.clear();
+        self.one.extend(pcm.chunks_exact(2).map(|frame| frame.iter().sum::<f32>() / 2.0));
+        self.two.clear();
+        self.two.extend(processor.process(&self.one, lag).iter().flat_map(|sample| [*sample; 2]));
+        &self.two
     }
 }
 

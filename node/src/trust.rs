@@ -41,6 +41,18 @@ pub enum Standing {
     OtherKey,
 }
 
+impl Standing {
+    /// For people.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::New => "new to you",
+            Self::Known => "met before",
+            Self::Verified => "verified by you",
+            Self::OtherKey => "ANOTHER KEY than the one known under this name",
+        }
+    }
+}
+
 /// Somebody whose name is used by another key now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::process::SOON;
 
@@ -19,7 +19,11 @@ impl Tmux {
         let tmux = Tmux { socket: dir.join(format!("{name}.tmux")), raw: dir.join(format!("{name}.raw")) };
         let (width, height) = (size.0.to_string(), size.1.to_string());
         // The command waits until its output is kept.
-        let waiting = format!("while [ ! -e {0} ]; do sleep 0.01; done; {command}", tmux.raw.display());
+        let (raw, launched) = (tmux.raw.display(), tmux.raw.with_extension("launched"));
+        let waiting = format!(
+            "while [ ! -e {raw} ]; do sleep 0.01; done; date +%s%N > {}; {command}",
+            launched.display()
+        );
         let shell = ["env", "LANG=C.UTF-8", "sh", "-c", &waiting];
         tmux.run(
             &[&["-f", "/dev/null", "new-session", "-d", "-x", &width, "-y", &height][..], &shell].concat(),
@@ -36,6 +40,18 @@ impl Tmux {
     /// All that was written to the terminal.
     pub fn raw(&self) -> Vec<u8> {
         std::fs::read(&self.raw).unwrap()
+    }
+
+    /// How long after the launch of the command all that it wrote so far became as wanted.
+    pub fn launched_after(&self, wanted: impl Fn(&[u8]) -> bool) -> Duration {
+        let until = Instant::now() + SOON;
+        while !wanted(&self.raw()) {
+            assert!(Instant::now() < until, "it was never written");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let launched = std::fs::read_to_string(self.raw.with_extension("launched")).unwrap();
+        now.saturating_sub(Duration::from_nanos(launched.trim().parse().unwrap()))
     }
 
     /// Keys by tmux' names.

@@ -60,6 +60,27 @@ fn what_the_screen_can_do_a_script_can_do_and_others_hear_and_see_it() {
     ben.wait_after(ben.mark(), "the tone", SOON, loud);
     call.ask(json!({ "command": "volume", "peer_id": ben_id, "volume_db": -6 })).unwrap();
     assert_eq!(next("volume")["volume_db"], -6);
+    // What the call is for, how much delay for how much clarity, and what is done to the voice: all while it goes on.
+    let frame =
+        |ms: f64| move |event: &Value| event["event"] == "stats" && event["frame_ms"].as_f64() == Some(ms);
+    for (to, ms) in [("music", 2.5), ("talk", 5.0)] {
+        call.ask(json!({ "command": "profile", "to": to })).unwrap();
+        assert_eq!(next("controls")["profile"], to);
+        ben.wait_after(ben.mark(), to, SOON, frame(ms));
+    }
+    call.ask(json!({ "command": "delay", "to": "safe" })).unwrap();
+    assert_eq!(next("controls")["delay"], "safe");
+    call.ask(json!({ "command": "processing", "noise_suppression": "on" })).unwrap();
+    assert_eq!(next("controls")["processing"]["noise_suppression"], "on");
+    let done = loop {
+        let told = next("processing");
+        if told["noise_suppression"] == true {
+            break told;
+        }
+    };
+    assert!(done["delay_ms"].as_f64() > Some(10.0) && done["delay_ms"] == done["price_ms"], "{done}");
+    call.ask(json!({ "command": "processing", "noise_suppression": "off" })).unwrap();
+    assert_eq!(next("processing")["delay_ms"], 0.0);
     call.ask(json!({ "command": "name", "name": "anna" })).unwrap();
     ben.wait("the new name", SOON, |event| event["event"] == "peer" && event["name"] == "anna");
     call.ask(json!({ "command": "chat", "text": "tea?" })).unwrap();

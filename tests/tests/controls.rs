@@ -54,7 +54,6 @@ impl Talker {
             tcp: false,
             map_port: false,
             lan: false,
-            profile: hallway_codec::Profile::Talk,
             channels: 1,
             max_kbps: None,
             started: Instant::now(),
@@ -67,6 +66,7 @@ impl Talker {
             controls: Controls::default(),
             volumes: Volumes::load(dir),
             trust: hallway::trust::Trust::default(),
+            history: None,
         };
         let (events, happened) = mpsc::channel(hallway::events::MAX_WAITING_EVENTS);
         let (orders, asked) = mpsc::channel(hallway::node::MAX_WAITING_ORDERS);

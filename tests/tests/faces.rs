@@ -1,5 +1,5 @@
 //! Ten kinds of hostile text, as names and as lines of chat, and every face that a person or a script looks at: the screen, the
-//! plain lines, JSON, and the log. One member says them all; none of them may reach a terminal, or pass for somebody else.
+//! plain lines, JSON, the control socket, the log file and what is kept of the chat. One member says them all; none of them may reach a terminal, or pass for somebody else.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
@@ -121,15 +121,23 @@ async fn ten_hostile_texts_come_out_clean_on_every_face_and_imitate_nobody() {
     let dir = hall.dir.path();
     let [ben_place, cleo_place, ana_place] = ["ben", "cleo", "ana"].map(|name| Place::new(&hall, name));
     let log = [("HALLWAY_LOG", "trace")];
-    let ben = Process::start(dir, "ben", [&ben_place.join(&text, "ben")[..], &["--json"]].concat(), &log);
-    let cleo =
-        Process::start(dir, "cleo", [&cleo_place.join(&text, "cleo")[..], &["--headless"]].concat(), &log);
-    let quoted: Vec<String> = ana_place.join(&text, "ana").iter().map(|arg| format!("'{arg}'")).collect();
+    let kept = hall.path("kept.jsonl").display().to_string();
+    let level = ["--log-level", "trace"];
+    let keep = ["--json", "--history", &kept];
+    let ben = Process::start(dir, "ben", [&ben_place.join(&text, "ben")[..], &level, &keep].concat(), &log);
+    let plain = [&cleo_place.join(&text, "cleo")[..], &level, &["--headless"]].concat();
+    let cleo = Process::start(dir, "cleo", plain, &log);
+    let args = [&ana_place.join(&text, "ana")[..], &level].concat();
+    let quoted: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
     let command = format!("HALLWAY_LOG=debug {} {}", hallway_program().display(), quoted.join(" "));
     let Some(ana) = Tmux::start(dir, "ana", (150, 50), &command) else {
         return skipped("hostile text on the screen: no tmux");
     };
     ben.wait_named("joined");
+    let home = hall.path("home-ben").display().to_string();
+    let listener = Process::start(dir, "listener", ["ctl", "--data-dir", &home, "events"], &[]);
+    // It listens from its first event on: figures come every second.
+    listener.wait_named("stats");
     ana.wait("three of them", |screen| screen.contains("3 here"));
 
     let mut eve = Stranger::new();
@@ -173,7 +181,22 @@ async fn ten_hostile_texts_come_out_clean_on_every_face_and_imitate_nobody() {
         assert!(Instant::now() < until, "cleo's lines: {}", String::from_utf8_lossy(&cleo.stdout()));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    ben.wait("the last line", SOON, |event| event["event"] == "chat" && event["text"] == "that was all");
+    let is_last = |event: &serde_json::Value| event["event"] == "chat" && event["text"] == "that was all";
+    ben.wait("the last line", SOON, is_last);
+    listener.wait("the last line", SOON, is_last);
+    // The names as somebody reads them who asks once; the last of them is eve's own again.
+    let ctl = |verb: &str| run(dir, ["ctl", "--data-dir", &home, verb], &[]).out;
+    let mut asked = ctl("status") + &ctl("words");
+    // As a name she says each of them once more, and each time somebody asks.
+    for (_, text) in hostile() {
+        says(&mut members, &hello(&text)).await;
+        asked += &(ctl("status")
+            + &ctl("words")
+            + &run(dir, ["ctl", "--data-dir", &home, "--json", "status"], &[]).out);
+    }
+    assert!(asked.contains("the room is closed"), "{asked}");
+    says(&mut members, &hello("eve")).await;
+    ana.wait_for("eve");
 
     let (screen, raw) = (ana.screen(), painted_text(&ana.raw()));
     assert_harmless("the screen", &screen);
@@ -184,11 +207,30 @@ async fn ten_hostile_texts_come_out_clean_on_every_face_and_imitate_nobody() {
     ben.events().iter().for_each(|event| strings(event, &mut all));
     assert!(all.iter().any(|text| text.contains("the room is closed")), "they did come");
     all.iter().for_each(|text| assert_harmless("a string in JSON", text));
+    assert_harmless("what the control socket answers", &asked);
+    assert_harmless("the control socket's lines", &String::from_utf8(listener.stdout()).unwrap());
+    let mut told = Vec::new();
+    listener.events().iter().for_each(|event| strings(event, &mut told));
+    assert!(told.iter().any(|text| text.contains("the room is closed")), "they came there too");
+    told.iter().for_each(|text| assert_harmless("a string from the control socket", text));
     assert!(all.iter().all(|text| text.len() <= 4_200), "nothing huge");
     for (who, log) in [("ben", ben.stderr()), ("cleo", cleo.stderr())] {
         assert!(log.len() > 1_000, "{who} kept a log");
         assert_harmless(who, &log);
     }
+    for who in ["ana", "ben", "cleo"] {
+        let log = std::fs::read_to_string(hall.path(&format!("home-{who}")).join("hallway.log")).unwrap();
+        assert!(log.len() > 1_000, "{who} has a log file");
+        assert_harmless("the log file", &log);
+        assert!(!log.contains("the room is closed"), "nothing that was said is in it");
+    }
+    let kept = std::fs::read_to_string(&kept).unwrap();
+    assert_harmless("what is kept of the chat", &kept);
+    let kept: Vec<serde_json::Value> = kept.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut said = Vec::new();
+    kept.iter().for_each(|line| strings(line, &mut said));
+    assert!(said.iter().any(|text| text == "that was all"));
+    said.iter().for_each(|text| assert_harmless("a string of it", text));
     // Names of the others are no longer imitated, so they stand alone again.
     assert!(screen.contains("eve") && !screen.contains("eve·"), "{screen}");
 }

@@ -87,6 +87,11 @@ fn a_person_hears_writes_mutes_and_leaves_and_the_terminal_is_as_before() {
     let Some(ana) = join(&hall, "ana", (80, 24), "--input tone:300") else { return };
     ana.wait("the first frame", |screen| screen.contains("hallway kitchen"));
     println!("the first frame stood {:?} after tmux was asked for a terminal", begun.elapsed());
+    let eva = join(&hall, "eva", (80, 24), "--input tone:300").unwrap();
+    let launch = eva.launched_after(|raw| String::from_utf8_lossy(raw).contains("kitchen"));
+    println!("the first frame stood {launch:?} after the program was launched");
+    eva.keys(&["q"]);
+    eva.wait_for("ended 0");
     let screen = ana.wait("ben's delay", |screen| screen.contains("ben ") && screen.contains(" ms "));
     assert!(screen.contains("direct") && screen.contains("2 here"), "{screen}");
 
@@ -112,8 +117,27 @@ fn a_person_hears_writes_mutes_and_leaves_and_the_terminal_is_as_before() {
     ana.keys(&["v", "v", "Right", "Right"]);
     ana.wait_for("+4 dB");
     ana.keys(&["?"]);
-    ana.wait_for("these keys");
+    ana.wait_for("─ keys");
     ana.keys(&["Escape"]);
+    ana.wait("the conversation again", |screen| !screen.contains("─ keys"));
+    // Settings, and who is who.
+    ana.keys(&["p", "Down", "Right"]);
+    ana.wait_for("safe");
+    ana.keys(&["Down", "Down", "Right"]);
+    ana.wait("the price", |screen| screen.contains("processed, +12 ms") && screen.contains("without noise"));
+    ana.keys(&["Escape"]);
+    ana.wait("the conversation again", |screen| !screen.contains("─ settings"));
+    ana.keys(&["w"]);
+    let words = ben.wait_named("compare")["words"].as_str().unwrap().to_owned();
+    ana.wait_for(&words);
+    ana.keys(&["Enter"]);
+    ana.wait_for("verified by you");
+    ana.keys(&["Escape"]);
+    ana.wait("the conversation again", |screen| !screen.contains("who is who"));
+    ana.keys(&["/"]);
+    ana.types("name anna");
+    ana.keys(&["Enter"]);
+    ben.wait("another name", SOON, |event| event["event"] == "peer" && event["name"] == "anna");
     for (width, height) in [(20, 4), (30, 9), (200, 60), (80, 24)] {
         ana.resize(width, height);
         ana.wait("the new size", |screen| screen.contains("open") && (width < 80 || screen.contains("ben")));
@@ -169,6 +193,51 @@ fn signals_errors_and_panics_leave_a_terminal_to_work_in() {
     let screen = dora.wait_for("icanon");
     assert!(screen.contains("the sky is falling") && !screen.contains("a scolding"), "{screen}");
     assert_restored(&dora, 1);
+}
+
+#[test]
+fn a_terminal_that_hangs_or_goes_away_keeps_nobody() {
+    let hall = Hall::open();
+    let Some(ana) = join(&hall, "ana", (200, 60), "--input tone:300") else { return };
+    ana.wait_for("nobody else here");
+    let pid = pid_of(&hall.path("home-ana"));
+    kill_process(pid, Signal::HUP).unwrap();
+    assert_restored(&ana, 0);
+
+    let ben = join(&hall, "ben", (200, 60), "--input tone:300").unwrap();
+    ben.wait_for("nobody else here");
+    let pid = pid_of(&hall.path("home-ben"));
+    // Nobody reads what is written to the terminal, and much is: each time it is continued, the program draws everything.
+    let server = Pid::from_raw(ben.fact("pid").parse().unwrap()).unwrap();
+    kill_process(server, Signal::STOP).unwrap();
+    for _ in 0..40 {
+        kill_process(pid, Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(70));
+    }
+    let asked = Instant::now();
+    kill_process(pid, Signal::TERM).unwrap();
+    let gone = || {
+        !std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
+    };
+    while !gone() && asked.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let took = asked.elapsed();
+    kill_process(server, Signal::CONT).unwrap();
+    println!("left {took:?} after it was asked to, in a terminal that hangs");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    ben.wait_for("ended 0");
+
+    let cleo = join(&hall, "cleo", (80, 24), "--input tone:300").unwrap();
+    cleo.wait_for("nobody else here");
+    let pid = pid_of(&hall.path("home-cleo"));
+    drop(cleo);
+    let until = Instant::now() + SOON;
+    while std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
+    {
+        assert!(Instant::now() < until, "without a terminal it goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Takes the terminal as the screen does, and fails in another thread.

@@ -207,6 +207,15 @@ impl Controller {
         self.update();
     }
 
+    /// What the call is for from now on.
+    pub fn set_profile(&mut self, profile: Profile) {
+        if profile != self.profile {
+            (self.profile, self.plan) = (profile, 0);
+            self.policy = plan(profile, self.channels, self.grade, self.delay, 0);
+            self.update();
+        }
+    }
+
     /// A peer left: it no longer counts.
     pub fn forget_peer(&mut self, peer: u32) {
         self.peers.retain(|p| p.id != peer);
@@ -305,6 +314,18 @@ mod tests {
         let mut music = Controller::new(Profile::Music, 2, None);
         assert_eq!(music.policy(seconds(0.0)).frame, Samples::MS_2_5);
         assert!(music.policy(seconds(0.0)).bitrate >= 128_000);
+    }
+
+    #[test]
+    fn what_the_call_is_for_may_change_while_it_goes_on() {
+        let mut controller = Controller::new(Profile::Talk, 1, Some(90));
+        controller.handle_report(seconds(0.1), 1, &report(20));
+        for profile in [Profile::Music, Profile::Talk, Profile::Talk, Profile::Music] {
+            controller.set_profile(profile);
+            let mut fresh = Controller::new(profile, 1, Some(90));
+            fresh.handle_report(seconds(0.1), 1, &report(20));
+            assert_eq!(controller.policy(seconds(0.2)), fresh.policy(seconds(0.2)), "{profile:?}");
+        }
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub struct VoiceActive {
 }
 
 impl VoiceActive {
-    fn any(self) -> bool {
+    /// Anything at all.
+    pub fn any(self) -> bool {
         self.echo_cancel || self.noise_suppression || self.gain
     }
 }
@@ -139,6 +140,11 @@ impl VoiceProcessor {
     /// How much later a sound comes out than it went in.
     pub fn delay(&self) -> Duration {
         Duration::from_nanos(frames_to_ns(self.delay_frames() as u64))
+    }
+
+    /// What [`VoiceProcessor::delay`] is where anything is done, however much of it.
+    pub fn price(&self) -> Duration {
+        Duration::from_nanos(frames_to_ns((wait_frames(self.period) + FILTER_DELAY) as u64))
     }
 
     fn delay_frames(&self) -> usize {

@@ -3,10 +3,17 @@
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand, ValueEnum};
+use hallway_codec::{Delay, Profile};
 use serde_json::{Value, json};
 
-use super::{DataDir, Failure, info::say};
+use super::{
+    DataDir, Failure,
+    info::say,
+    join::{DelayChoice, ProfileChoice, SpeakChoice},
+};
 use crate::{
+    audio,
+    controls::Speak,
     ctl::{self, Call, ClientError},
     text,
 };
@@ -46,12 +53,37 @@ enum Verb {
     Speak {
         /// always, push-to-talk or voice
         #[arg(value_enum)]
-        when: When,
+        when: SpeakChoice,
     },
     /// Hold or let go of the push-to-talk key
     Press {
         #[arg(value_enum)]
         key: Key,
+    },
+    /// Voice, or music: full band, no processing, shortest frames
+    Profile {
+        #[arg(value_enum)]
+        to: ProfileChoice,
+    },
+    /// How much delay is taken for how much clarity
+    Delay {
+        #[arg(value_enum)]
+        to: DelayChoice,
+    },
+    /// Take the loudspeaker's sound out of the microphone
+    Echo {
+        #[arg(value_enum)]
+        when: audio::Switch,
+    },
+    /// Take steady noise out of the voice
+    Noise {
+        #[arg(value_enum)]
+        when: audio::Switch,
+    },
+    /// Bring the voice to a common level
+    Gain {
+        #[arg(value_enum)]
+        when: audio::Switch,
     },
     /// The loudness from which voice activation opens the microphone
     Threshold {
@@ -137,13 +169,6 @@ enum Key {
     Up,
 }
 
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
-    Always,
-    PushToTalk,
-    Voice,
-}
-
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let hint = match &error {
@@ -217,30 +242,52 @@ fn list(calls: &[Call], as_json: bool) -> Result<ExitCode, Failure> {
 }
 
 fn obey(call: &mut Call, verb: &Verb, as_json: bool) -> Result<ExitCode, Failure> {
-    let request = match verb {
+    match verb {
         Verb::Events { names } => return follow(call, names),
         Verb::Words { person } => return words(call, person.as_deref(), as_json),
+        _ => {}
+    }
+    let request = request(verb, &mut || Ok(call.ask(json!({ "command": "snapshot" }))?))?;
+    let answer = call.ask(request)?;
+    if as_json || matches!(verb, Verb::Send { .. }) {
+        return say(format_args!("{answer}\n"));
+    }
+    match verb {
+        Verb::Status => say(format_args!("{}", status(&answer))),
+        Verb::Devices => {
+            let all = answer.as_array().into_iter().flatten();
+            let lines: String = all.map(|device| format!("{}\n", shown(&device["name"]))).collect();
+            say(format_args!("{lines}"))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What the call is asked. `snapshot` tells how things stand, where that matters.
+fn request(verb: &Verb, snapshot: &mut dyn FnMut() -> Result<Value, Failure>) -> Result<Value, Failure> {
+    Ok(match verb {
         Verb::Verify { person, undo } => {
-            json!({ "command": "verify", "peer_id": self::person(call, person)?["peer_id"], "on": !undo })
+            json!({ "command": "verify", "peer_id": self::person(&snapshot()?, person)?["peer_id"], "on": !undo })
         }
-        Verb::Calls | Verb::Status => json!({ "command": "snapshot" }),
-        Verb::Mute { on } => json!({ "command": "mute", "on": switched(call, *on, "muted")? }),
-        Verb::Deafen { on } => json!({ "command": "deafen", "on": switched(call, *on, "deafened")? }),
-        Verb::Speak { when } => {
-            let when = match when {
-                When::Always => "always",
-                When::PushToTalk => "push_to_talk",
-                When::Voice => "voice",
-            };
-            json!({ "command": "speak", "when": when })
+        Verb::Calls | Verb::Status | Verb::Events { .. } | Verb::Words { .. } => {
+            json!({ "command": "snapshot" })
         }
+        Verb::Mute { on } => json!({ "command": "mute", "on": switched(snapshot, *on, "muted")? }),
+        Verb::Deafen { on } => json!({ "command": "deafen", "on": switched(snapshot, *on, "deafened")? }),
+        Verb::Speak { when } => json!({ "command": "speak", "when": Speak::from(*when) }),
+        Verb::Profile { to } => json!({ "command": "profile", "to": Profile::from(*to) }),
+        Verb::Delay { to } => json!({ "command": "delay", "to": Delay::from(*to) }),
+        Verb::Echo { when } => json!({ "command": "processing", "echo_cancel": when }),
+        Verb::Noise { when } => json!({ "command": "processing", "noise_suppression": when }),
+        Verb::Gain { when } => json!({ "command": "processing", "gain": when }),
         Verb::Press { key } => json!({ "command": "press", "down": *key == Key::Down }),
         Verb::Threshold { dbov } => json!({ "command": "threshold", "dbov": dbov }),
         Verb::Volume { person, db } => {
-            json!({ "command": "volume", "peer_id": self::person(call, person)?["peer_id"], "volume_db": db })
+            let person = self::person(&snapshot()?, person)?;
+            json!({ "command": "volume", "peer_id": person["peer_id"], "volume_db": db })
         }
         Verb::Hush { person, on } => {
-            let person = self::person(call, person)?;
+            let person = self::person(&snapshot()?, person)?;
             let on = match on {
                 Switch::Toggle => person["muted"] != true,
                 on => *on == Switch::On,
@@ -258,34 +305,24 @@ fn obey(call: &mut Call, verb: &Verb, as_json: bool) -> Result<ExitCode, Failure
             })?
         }
         Verb::Leave => json!({ "command": "leave" }),
-    };
-    let answer = call.ask(request)?;
-    if as_json || matches!(verb, Verb::Send { .. }) {
-        return say(format_args!("{answer}\n"));
-    }
-    match verb {
-        Verb::Status => say(format_args!("{}", status(&answer))),
-        Verb::Devices => {
-            let all = answer.as_array().into_iter().flatten();
-            let lines: String = all.map(|device| format!("{}\n", shown(&device["name"]))).collect();
-            say(format_args!("{lines}"))
-        }
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    })
 }
 
 /// What a switch comes to, given what is set now.
-fn switched(call: &mut Call, to: Switch, name: &str) -> Result<bool, Failure> {
+fn switched(
+    snapshot: &mut dyn FnMut() -> Result<Value, Failure>,
+    to: Switch,
+    name: &str,
+) -> Result<bool, Failure> {
     Ok(match to {
         Switch::On => true,
         Switch::Off => false,
-        Switch::Toggle => call.ask(json!({ "command": "snapshot" }))?["controls"][name] != true,
+        Switch::Toggle => snapshot()?["controls"][name] != true,
     })
 }
 
 /// Somebody in the room, by name, by the end of the PeerId, or by all of it.
-fn person(call: &mut Call, wanted: &str) -> Result<Value, Failure> {
-    let snapshot = call.ask(json!({ "command": "snapshot" }))?;
+fn person(snapshot: &Value, wanted: &str) -> Result<Value, Failure> {
     let all: Vec<&Value> = snapshot["people"].as_array().into_iter().flatten().collect();
     let id = |person: &Value| person["peer_id"].as_str().unwrap_or_default().to_owned();
     // Names are anybody's to choose: a PeerId outweighs them, its end only where it is long enough to tell.
@@ -329,12 +366,28 @@ fn status(snapshot: &Value) -> String {
         (_, _, true) => "microphone open",
         _ => "microphone closed",
     };
-    let kind = if snapshot["open"] == true { "open room" } else { "private room" };
+    let mut kind = if snapshot["open"] == true { "open room" } else { "private room" }.to_owned();
+    if snapshot["single_use"] == true {
+        kind += " for one guest";
+    }
+    if let Some(seconds) = snapshot["closes_in_s"].as_u64() {
+        kind += &format!(", open for {seconds} s more");
+    }
     let since = snapshot["since_start_ms"].as_f64().unwrap_or(0.0) / 1000.0;
     let mut out = format!(
         "{}, {kind}, {since:.0} s; you are {}, {voice}\n",
         shown(&snapshot["room"]),
         shown(&snapshot["name"])
+    );
+    let processing = &snapshot["processing"];
+    out += &format!(
+        "  {}, {} delay; processing takes {:.1} ms (echo {}, noise {}, gain {})\n",
+        controls["profile"].as_str().unwrap_or("?"),
+        controls["delay"].as_str().unwrap_or("?"),
+        processing["delay_ms"].as_f64().unwrap_or(0.0),
+        controls["processing"]["echo_cancel"].as_str().unwrap_or("?"),
+        controls["processing"]["noise_suppression"].as_str().unwrap_or("?"),
+        controls["processing"]["gain"].as_str().unwrap_or("?"),
     );
     for person in snapshot["people"].as_array().into_iter().flatten() {
         let id = person["peer_id"].as_str().unwrap_or_default();
@@ -354,9 +407,10 @@ fn status(snapshot: &Value) -> String {
 
 /// Words to compare, a line for each person.
 fn words(call: &mut Call, wanted: Option<&str>, as_json: bool) -> Result<ExitCode, Failure> {
+    let snapshot = call.ask(json!({ "command": "snapshot" }))?;
     let people = match wanted {
-        Some(wanted) => vec![person(call, wanted)?],
-        None => call.ask(json!({ "command": "snapshot" }))?["people"].as_array().cloned().unwrap_or_default(),
+        Some(wanted) => vec![person(&snapshot, wanted)?],
+        None => snapshot["people"].as_array().cloned().unwrap_or_default(),
     };
     let mut lines = String::new();
     for person in &people {
@@ -386,3 +440,7 @@ fn follow(call: &mut Call, names: &[String]) -> Result<ExitCode, Failure> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+#[path = "equal_tests.rs"]
+mod equal_tests;

@@ -222,7 +222,6 @@ fn config(
         tcp: false,
         map_port: false,
         lan: false,
-        profile: hallway_codec::Profile::Talk,
         channels: 1,
         max_kbps: None,
         started,
@@ -235,5 +234,6 @@ fn config(
         controls: Controls::default(),
         volumes: Volumes::default(),
         trust: Trust::default(),
+        history: None,
     })
 }

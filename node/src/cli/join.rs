@@ -8,13 +8,14 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use hallway_codec::{Delay, Profile};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{DataDir, Failure, info, lines, node_runtime, relay::relay};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec, Switch, VoiceChoice},
-    controls::Controls,
+    controls::{Controls, Speak},
     ctl,
     events::{self, Event, Format, Notice, Stamped},
     history::History,
@@ -53,7 +54,17 @@ pub struct JoinArgs {
     period_ms: u32,
     /// Voice, or music: stereo, full band, no processing, shortest frames
     #[arg(long, value_enum, default_value = "talk")]
-    profile: Profile,
+    profile: ProfileChoice,
+    /// How much delay is taken for how much clarity, where the path makes one choose: quick (under about 110 ms, words may get
+    /// lost), balanced (up to 190 ms), safe (every word, 220 ms and more). Nothing on a clean path
+    #[arg(long, value_enum, default_value = "balanced", value_name = "WHAT")]
+    delay: DelayChoice,
+    /// When the microphone is open: always, while the key is held, or while you speak
+    #[arg(long, value_enum, default_value = "always", value_name = "WHEN")]
+    speak: SpeakChoice,
+    /// The loudness from which --speak voice opens the microphone, dB below full scale
+    #[arg(long, default_value = "-45", value_name = "DB", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-80..=-10))]
+    threshold: i8,
     /// Take what the loudspeaker plays out of what the microphone hears. auto: where the output is a loudspeaker, not where it is
     /// headphones, a file or null. Any of the three processings adds about 12 ms; none is ever done to music
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
@@ -117,9 +128,52 @@ pub struct JoinArgs {
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-enum Profile {
+pub enum ProfileChoice {
     Talk,
     Music,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DelayChoice {
+    Quick,
+    Balanced,
+    Safe,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpeakChoice {
+    Always,
+    PushToTalk,
+    Voice,
+}
+
+impl From<ProfileChoice> for Profile {
+    fn from(choice: ProfileChoice) -> Self {
+        match choice {
+            ProfileChoice::Talk => Self::Talk,
+            ProfileChoice::Music => Self::Music,
+        }
+    }
+}
+
+impl From<DelayChoice> for Delay {
+    fn from(choice: DelayChoice) -> Self {
+        match choice {
+            DelayChoice::Quick => Self::Quick,
+            DelayChoice::Balanced => Self::Balanced,
+            DelayChoice::Safe => Self::Safe,
+        }
+    }
+}
+
+impl From<SpeakChoice> for Speak {
+    fn from(choice: SpeakChoice) -> Self {
+        match choice {
+            SpeakChoice::Always => Self::Always,
+            SpeakChoice::PushToTalk => Self::PushToTalk,
+            SpeakChoice::Voice => Self::Voice,
+        }
+    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,7 +237,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     };
     let data_dir = args.data_dir.path()?;
     let keypair = info::load_identity(&data_dir)?;
-    let music = args.profile == Profile::Music;
+    let music = args.profile == ProfileChoice::Music;
     let channels: u8 = if music { 2 } else { 1 };
     let audio = AudioConfig {
         input: args.input.clone(),
@@ -243,7 +297,6 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         },
         tcp: !args.no_tcp,
         map_port: !args.no_port_map,
-        profile: if music { hallway_codec::Profile::Music } else { hallway_codec::Profile::Talk },
         channels,
         max_kbps: args.max_rate,
         started,
@@ -259,8 +312,13 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
                 noise: args.noise_suppression,
                 gain: args.gain,
             },
+            profile: args.profile.into(),
+            delay: args.delay.into(),
+            speak: args.speak.into(),
+            threshold_dbov: args.threshold,
             ..Controls::default()
         },
+        history: args.history.clone(),
         volumes: Volumes::load(&data_dir),
         trust: Trust::load(&data_dir),
     };

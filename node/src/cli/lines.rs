@@ -5,111 +5,12 @@ use std::io::{BufRead as _, Write as _};
 use tokio::sync::mpsc;
 
 use crate::{
-    audio::{End, Switch},
-    controls::Speak,
     names,
-    node::{Answer, Command, Order, Snapshot},
+    node::{Answer, Command, Order, Person, Snapshot},
+    typed::{self, About, COMMANDS, Toggle, Typed},
 };
 
-/// What `/help` says.
-const HELP: &str = "\
-q /quit            leave
-m /mute            mute, unmute
-d /deafen          hear nobody, be heard by nobody; and back
-t /talk            push to talk: open or close the microphone
-/voice WHEN        when the microphone is open: always, push or voice
-/threshold DB      where voice opens it, -80 to -10
-/who               who is here, and how they fare
-/volume NAME DB    how loud one person is heard, -40 to 12
-/hear NAME         hear one person or not
-/devices           sound devices
-/input NAME        speak through another device
-/output NAME       listen through another device
-/name NAME         be called something else
-/echo /noise /gain auto, on or off: echo cancellation, noise suppression, automatic gain
-//...              say a line that begins with a slash";
-
-/// A line, understood.
-#[derive(Debug, PartialEq)]
-enum Line {
-    Nothing,
-    Say(Command),
-    Toggle(Toggle),
-    /// For somebody, by name: volume, or hear or not.
-    Person(String, Option<i8>),
-    Who,
-    Devices,
-    Help,
-    Wrong(String),
-}
-
-#[derive(Debug, PartialEq)]
-enum Toggle {
-    Mute,
-    Deafen,
-    Talk,
-}
-
-fn parse(line: &str) -> Line {
-    let line = line.trim();
-    if let Some(said) = line.strip_prefix("//") {
-        return Line::Say(Command::Chat { text: format!("/{said}") });
-    }
-    let (word, rest) = line.split_once(' ').map_or((line, ""), |(word, rest)| (word, rest.trim()));
-    match (word, rest) {
-        ("", _) => Line::Nothing,
-        ("q" | "/quit" | "/q", "") => Line::Say(Command::Leave),
-        ("m" | "/mute", "") => Line::Toggle(Toggle::Mute),
-        ("d" | "/deafen", "") => Line::Toggle(Toggle::Deafen),
-        ("t" | "/talk", "") => Line::Toggle(Toggle::Talk),
-        ("/voice", when) => match when {
-            "always" => Line::Say(Command::Speak { when: Speak::Always }),
-            "push" => Line::Say(Command::Speak { when: Speak::PushToTalk }),
-            "voice" => Line::Say(Command::Speak { when: Speak::Voice }),
-            _ => Line::Wrong("/voice always, /voice push or /voice voice".into()),
-        },
-        ("/threshold", db) => match db.parse() {
-            Ok(dbov) => Line::Say(Command::Threshold { dbov }),
-            Err(_) => Line::Wrong("/threshold -45".into()),
-        },
-        ("/echo" | "/noise" | "/gain", when) => processing(word, when),
-        ("/who", "") => Line::Who,
-        ("/volume", rest) => {
-            match rest.rsplit_once(' ').and_then(|(who, db)| Some((who, db.parse().ok()?))) {
-                Some((who, db)) => Line::Person(who.trim().to_owned(), Some(db)),
-                None => Line::Wrong("/volume NAME -6".into()),
-            }
-        }
-        ("/hear", who) if !who.is_empty() => Line::Person(who.to_owned(), None),
-        ("/devices", "") => Line::Devices,
-        ("/input", name) if !name.is_empty() => device(End::Input, name),
-        ("/output", name) if !name.is_empty() => device(End::Output, name),
-        ("/name", name) if !name.is_empty() => Line::Say(Command::Name { name: name.to_owned() }),
-        ("/help" | "?", "") => Line::Help,
-        _ if word.starts_with('/') => {
-            Line::Wrong(format!("{word} is no command, or something is missing. /help lists them"))
-        }
-        _ => Line::Say(Command::Chat { text: line.to_owned() }),
-    }
-}
-
-fn processing(word: &str, when: &str) -> Line {
-    let Ok(switch) = <Switch as clap::ValueEnum>::from_str(when, true) else {
-        return Line::Wrong(format!("{word} auto, {word} on or {word} off"));
-    };
-    let only = |name: &str| (word == name).then_some(switch);
-    Line::Say(Command::Processing {
-        echo_cancel: only("/echo"),
-        noise_suppression: only("/noise"),
-        gain: only("/gain"),
-    })
-}
-
-fn device(end: End, name: &str) -> Line {
-    Line::Say(Command::Device { end, name: name.to_owned() })
-}
-
-/// Reads lines until the keyboard or the node ends.
+/// Reads commands until standard input ends. Blocks: for a thread of its own.
 pub fn read(orders: &mpsc::Sender<Order>) {
     let (mut keyboard, mut line) = (std::io::stdin().lock(), Vec::new());
     while matches!(keyboard.read_until(b'\n', &mut line), Ok(1..)) {
@@ -120,12 +21,24 @@ pub fn read(orders: &mpsc::Sender<Order>) {
     }
 }
 
+/// The commonest commands are one letter here: there is no screen to press keys on.
+fn parse(line: &str) -> Typed {
+    match line.trim() {
+        "q" => Typed::Do(Command::Leave),
+        "m" => Typed::Toggle(Toggle::Mute),
+        "d" => Typed::Toggle(Toggle::Deafen),
+        "t" => Typed::Toggle(Toggle::Talk),
+        "?" => Typed::Help,
+        line => typed::parse(line),
+    }
+}
+
 /// `None` where the node has ended.
 fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
     let command = match parse(line) {
-        Line::Nothing => return Some(()),
-        Line::Say(command) => command,
-        Line::Toggle(toggle) => {
+        Typed::Nothing => return Some(()),
+        Typed::Do(command) => command,
+        Typed::Toggle(toggle) => {
             let controls = snapshot(orders)?.controls;
             match toggle {
                 Toggle::Mute => Command::Mute { on: !controls.muted },
@@ -133,19 +46,19 @@ fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
                 Toggle::Talk => Command::Press { down: !controls.pressed },
             }
         }
-        Line::Person(who, volume) => match person(snapshot(orders)?.as_ref(), &who, volume) {
+        Typed::For(who, about) => match person(snapshot(orders)?.as_ref(), &who, about) {
             Some(command) => command,
             None => {
                 say(&format!("nobody here is called {who}; /who lists them"));
                 return Some(());
             }
         },
-        Line::Who => {
+        Typed::Who => {
             let snapshot = snapshot(orders)?;
             say(&who(&snapshot));
             return Some(());
         }
-        Line::Devices => {
+        Typed::Devices => {
             let (order, answered) = Order::asking(Command::Devices);
             orders.blocking_send(order).ok()?;
             if let Ok(Answer::Devices(found)) = answered.blocking_recv().ok()? {
@@ -157,11 +70,12 @@ fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
             }
             return Some(());
         }
-        Line::Help => {
-            say(HELP);
+        Typed::Help => {
+            say("q m d t: /quit /mute /deafen /talk");
+            COMMANDS.iter().for_each(|(command, what)| say(&format!("{command:<18} {what}")));
             return Some(());
         }
-        Line::Wrong(what) => {
+        Typed::Wrong(what) => {
             say(&what);
             return Some(());
         }
@@ -189,16 +103,18 @@ fn labels(snapshot: &Snapshot) -> std::collections::BTreeMap<libp2p::PeerId, Str
     names::told_apart(&snapshot.name, named)
 }
 
-fn person(snapshot: &Snapshot, who: &str, volume: Option<i8>) -> Option<Command> {
+fn person(snapshot: &Snapshot, who: &str, about: About) -> Option<Command> {
     let labels = labels(snapshot);
-    // A name first; else so much of the key that nobody is meant by chance.
-    let named = |person: &&crate::node::Person| labels.get(&person.peer_id).is_some_and(|label| label == who);
-    let keyed = |person: &&crate::node::Person| who.len() >= 6 && person.peer_id.to_base58().ends_with(who);
-    let person = snapshot.people.iter().find(named).or_else(|| snapshot.people.iter().find(keyed))?;
+    let label = |person: &Person| labels.get(&person.peer_id).map_or("", String::as_str);
+    // A name first, then a key: nobody can take another's key for a name.
+    let named = snapshot.people.iter().find(|person| label(person) == who);
+    let keyed = || snapshot.people.iter().find(|person| typed::means(who, "", &person.peer_id));
+    let person = named.or_else(keyed)?;
     let peer_id = person.peer_id;
-    Some(match volume {
-        Some(volume_db) => Command::Volume { peer_id, volume_db },
-        None => Command::MutePerson { peer_id, on: !person.hearing.muted },
+    Some(match about {
+        About::Volume(volume_db) => Command::Volume { peer_id, volume_db },
+        About::Hear => Command::MutePerson { peer_id, on: !person.hearing.muted },
+        About::Verify(on) => Command::Verify { peer_id, on },
     })
 }
 
@@ -215,7 +131,12 @@ fn who(snapshot: &Snapshot) -> String {
             hearing if hearing.volume_db != 0 => format!(", heard at {:+} dB", hearing.volume_db),
             _ => String::new(),
         };
-        lines.push(format!("  {label} ({}), {path}{delay}{heard}", crate::events::short(&person.peer_id)));
+        let trust = person.trust.map_or("", |trust| trust.in_words());
+        let words = person.compare.as_ref().map_or(String::new(), |words| format!("; words: {words}"));
+        lines.push(format!(
+            "  {label} ({}), {path}{delay}{heard}; {trust}{words}",
+            crate::events::short(&person.peer_id)
+        ));
     }
     lines.join("\n")
 }
@@ -230,37 +151,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_a_command_or_is_said() {
-        let chat = |text: &str| Line::Say(Command::Chat { text: text.into() });
-        for (line, meant) in [
-            ("", Line::Nothing),
-            ("hello there", chat("hello there")),
-            ("mute me", chat("mute me")),
-            ("//etc", chat("/etc")),
-            (" q ", Line::Say(Command::Leave)),
-            ("m", Line::Toggle(Toggle::Mute)),
-            ("/deafen", Line::Toggle(Toggle::Deafen)),
-            ("t", Line::Toggle(Toggle::Talk)),
-            ("/voice push", Line::Say(Command::Speak { when: Speak::PushToTalk })),
-            ("/threshold -40", Line::Say(Command::Threshold { dbov: -40 })),
-            ("/volume Ana B -6", Line::Person("Ana B".into(), Some(-6))),
-            ("/hear ben·Xy12ab", Line::Person("ben·Xy12ab".into(), None)),
-            ("/input USB Headset", device(End::Input, "USB Headset")),
-            (
-                "/noise off",
-                Line::Say(Command::Processing {
-                    echo_cancel: None,
-                    noise_suppression: Some(Switch::Off),
-                    gain: None,
-                }),
-            ),
-            ("/who", Line::Who),
-            ("/help", Line::Help),
-        ] {
-            assert_eq!(parse(line), meant, "{line}");
-        }
-        for wrong in ["/sing", "/voice", "/threshold loud", "/volume ana", "/hear", "/input", "/echo loud"] {
-            assert!(matches!(parse(wrong), Line::Wrong(_)), "{wrong}");
-        }
+    fn single_letters_are_commands_and_words_that_begin_with_them_are_said() {
+        assert_eq!(parse(" q "), Typed::Do(Command::Leave));
+        assert_eq!(parse("m"), Typed::Toggle(Toggle::Mute));
+        assert_eq!(parse("mute me"), Typed::Do(Command::Chat { text: "mute me".into() }));
     }
 }

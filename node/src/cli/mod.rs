@@ -202,6 +202,10 @@ fn obey(cli: Cli, matches: &ArgMatches) -> Result<ExitCode, Failure> {
 
 /// Says what happened and what to do next, in one line.
 fn last_word(failure: &Failure) {
+    // Nobody would read it, and it might never be written.
+    if crate::tui::terminal::is_stuck() {
+        return;
+    }
     let what = finished(&failure.message);
     let mut hint = failure.hint.chars();
     let line = match hint.next() {

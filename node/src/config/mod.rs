@@ -138,6 +138,36 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "",
+        name: "delay",
+        kind: Kind::Text,
+        about: &[
+            "How much delay is taken for how much clarity, where packets are lost or late: quick (under about 110 ms;",
+            "words may get lost), balanced (up to 190 ms), safe (every word, 220 ms and more). On a clean path all are",
+            "the same. The screen changes it during a call.",
+        ],
+        unset: "",
+        example: "\"quick\"",
+    },
+    Key {
+        section: "",
+        name: "speak",
+        kind: Kind::Text,
+        about: &["When the microphone is open: always, push-to-talk or voice."],
+        unset: "",
+        example: "\"push-to-talk\"",
+    },
+    Key {
+        section: "",
+        name: "threshold",
+        kind: Kind::Number,
+        about: &[
+            "The loudness from which speak = \"voice\" opens the microphone, dB below full scale, -80 to -10.",
+        ],
+        unset: "",
+        example: "-45",
+    },
+    Key {
+        section: "",
         name: "echo-cancel",
         kind: Kind::Text,
         about: &[

@@ -2,6 +2,7 @@
 //!
 //! As JSON a command is one object whose `command` names the verb: `{"command":"mute","on":true}`.
 
+use hallway_codec::{Delay, Profile};
 use libp2p::PeerId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -53,6 +54,16 @@ pub enum Command {
         /// Automatic gain.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gain: Option<Switch>,
+    },
+    /// Voice or music, from now on. The channels stay as they were at the start: stereo where it began as music.
+    Profile {
+        /// Which.
+        to: Profile,
+    },
+    /// How much delay is taken for how much clarity, from now on.
+    Delay {
+        /// Which.
+        to: Delay,
     },
     /// The push-to-talk key goes down or up.
     Press {
@@ -171,6 +182,8 @@ mod tests {
             Command::Threshold { dbov: -45 },
             Command::Press { down: true },
             Command::Processing { echo_cancel: Some(Switch::On), noise_suppression: None, gain: None },
+            Command::Profile { to: Profile::Music },
+            Command::Delay { to: Delay::Quick },
             Command::Volume { peer_id, volume_db: -6 },
             Command::MutePerson { peer_id, on: true },
             Command::Device { end: End::Input, name: "default".into() },

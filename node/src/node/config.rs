@@ -1,8 +1,10 @@
 //! What a node is told, and how it ends.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use hallway_codec::Profile;
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
 
 use super::swarm;
@@ -59,9 +61,7 @@ pub struct Config {
     pub map_port: bool,
     /// Whether to look on the local network too.
     pub lan: bool,
-    /// Voice or music.
-    pub profile: Profile,
-    /// 1, or 2.
+    /// 1, or 2 where music is played in stereo.
     pub channels: u8,
     /// Most that one peer is sent, kb/s on the wire.
     pub max_kbps: Option<u32>,
@@ -81,6 +81,8 @@ pub struct Config {
     pub output: String,
     /// What is set about voice and ears at the start.
     pub controls: Controls,
+    /// Where what is said in writing is kept, if anywhere. The node only tells of it.
+    pub history: Option<PathBuf>,
     /// How each person is heard, from earlier calls.
     pub volumes: Volumes,
     /// Who was met in earlier calls.

@@ -75,6 +75,14 @@ impl Node {
     pub(super) fn handle_stats(&mut self, stats: MediaStats) {
         self.look_after_paths(Instant::now());
         let share = self.allowance.share(self.uploads());
+        let processing = Processing {
+            active: stats.processing,
+            delay_ms: ms(stats.processing_delay),
+            price_ms: ms(stats.processing_price),
+        };
+        if processing != std::mem::replace(&mut self.processing, processing) {
+            self.emit(Event::Processing(processing));
+        }
         for voice in &stats.voices {
             let Some(peer) = self.peers.get_mut(&voice.peer) else { continue };
             let path = peer.paths.route().path();
@@ -121,10 +129,7 @@ impl Node {
                 recv_kbps,
                 frame_ms: number(r.frame_ms),
                 level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
-                processing: crate::events::Processing {
-                    active: stats.processing,
-                    delay_ms: stats.processing_delay.as_secs_f64() * 1e3,
-                },
+                processing,
                 policy: (&stats.policy).into(),
                 rejected: voice.rejected(),
             };

@@ -49,8 +49,8 @@ use crate::{
     clock::{self, Exchange},
     controls::Controls,
     events::{
-        self, Card, Event, Notice, PeerState, PeerStats, PeerSummary, Percentiles, RendezvousState, Stamped,
-        Summary, ms,
+        self, Card, Event, Notice, PeerState, PeerStats, PeerSummary, Percentiles, Processing,
+        RendezvousState, Stamped, Summary, ms,
     },
     ladder::Why,
     media::{self, Command as MediaCommand, Datagram, Media, MediaEvent, MediaStats},
@@ -151,6 +151,8 @@ pub struct Node {
     port_map: Option<PortMap>,
     summaries: Vec<PeerSummary>,
     last_stats: Option<MediaStats>,
+    /// What was told last of what is done to our voice.
+    processing: Processing,
     other_keys_told: bool,
     met_somebody: bool,
     controls: Controls,
@@ -190,7 +192,7 @@ impl Node {
             silent_listeners.insert(id);
         }
         let (media, media_events) =
-            Media::start(driver, audio, config.profile, config.channels, config.max_kbps)?;
+            Media::start(driver, audio, config.controls.profile, config.channels, config.max_kbps)?;
         let links = ServerLinks::new(
             &config.rendezvous,
             config.keypair.clone(),
@@ -229,6 +231,7 @@ impl Node {
             port_map: None,
             summaries: Vec::new(),
             last_stats: None,
+            processing: Processing::default(),
             other_keys_told: false,
             met_somebody: false,
             controls: config.controls,
@@ -256,8 +259,14 @@ impl Node {
         self.emit(Event::Joined {
             room: self.config.invite.room.to_string(),
             open: self.config.invite.is_open(),
+            closes_in_s: self.closes_in_s(),
+            single_use: self.config.invite.terms.host.is_some(),
+            history: self.history(),
             since_start_ms: self.since_start(),
         });
+        if self.controls != Controls::default() {
+            self.emit(Event::Controls(self.controls));
+        }
         if let Some(trouble) = self.config.trust.trouble() {
             self.warn("people", format!("{trouble}."), "Until then everybody is new in every call.");
         }

@@ -10,8 +10,8 @@ use crate::{
     text,
 };
 
-/// Devices that may be opened at once; a person who asks faster waits.
-const MAX_OPENING: usize = 4;
+/// Devices that may be opened at once: a sound system may take seconds for each. Who asks faster is told to wait.
+pub const MAX_OPENING: usize = 4;
 
 /// The sound devices in use, and those that are being opened.
 pub(super) struct Devices {
@@ -19,6 +19,8 @@ pub(super) struct Devices {
     pub output: InUse,
     opening: mpsc::Sender<Opened>,
     opened: mpsc::Receiver<Opened>,
+    /// Under way now.
+    waited_for: usize,
 }
 
 /// What one end is.
@@ -49,7 +51,7 @@ impl Devices {
     pub(super) fn new(input: &str, output: &str) -> Self {
         let (opening, opened) = mpsc::channel(MAX_OPENING);
         let in_use = |asked: &str| InUse { asked: asked.to_owned(), device: None, wanted: 0 };
-        Self { input: in_use(input), output: in_use(output), opening, opened }
+        Self { input: in_use(input), output: in_use(output), opening, opened, waited_for: 0 }
     }
 
     /// The next end that was opened. Never ends.
@@ -95,6 +97,8 @@ impl Node {
                 processing.noise = noise_suppression.unwrap_or(processing.noise);
                 processing.gain = gain.unwrap_or(processing.gain);
             }
+            Command::Profile { to } => controls.profile = to,
+            Command::Delay { to } => controls.delay = to,
             Command::Volume { peer_id, volume_db } => {
                 let volume_db = volume_db.clamp(*VOLUMES_DB.start(), *VOLUMES_DB.end());
                 self.set_hearing(peer_id, |hearing| hearing.volume_db = volume_db)?;
@@ -173,6 +177,11 @@ impl Node {
         asked: String,
         outcome: Option<oneshot::Sender<Result<Answer, Notice>>>,
     ) {
+        if self.devices.waited_for >= MAX_OPENING {
+            let message = format!("{asked} was not opened: {MAX_OPENING} others are still being opened.");
+            return self.answer(outcome, Err(notice("busy", message, "Try again in a moment.")));
+        }
+        self.devices.waited_for += 1;
         let (opener, opening) = (self.media.opener(), self.devices.opening.clone());
         let in_use = self.devices.end(end);
         in_use.wanted += 1;
@@ -196,6 +205,7 @@ impl Node {
 
     pub(super) fn handle_opened(&mut self, opened: Opened) {
         let Opened { number, asked, end, made, outcome } = opened;
+        self.devices.waited_for = self.devices.waited_for.saturating_sub(1);
         if self.devices.end(end).wanted != number {
             let message = format!("{asked} was not taken: another device was asked for since.");
             return self.answer(outcome, Err(notice("device", message, "")));

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::*;
 use crate::{
     controls::Hearing,
-    events::{PathKind, Sending},
+    events::{PathKind, Processing, Sending},
     meters::Meters,
     trust::Standing,
 };
@@ -26,6 +26,14 @@ pub struct Snapshot {
     pub listen: Vec<Multiaddr>,
     pub servers: Vec<Server>,
     pub controls: Controls,
+    /// What is done to our voice, and what it costs; as the `processing` event last told.
+    pub processing: Processing,
+    /// Seconds until nobody new is let in, 0 when that is over; `None`: no end.
+    pub closes_in_s: Option<u64>,
+    /// The invite is for one guest.
+    pub single_use: bool,
+    /// The file that what is said in writing is kept in.
+    pub history: Option<String>,
     /// What the microphone captures is sent now.
     pub speaking: bool,
     /// Loudness of the microphone now, sent or not.
@@ -90,6 +98,10 @@ impl Node {
             listen: self.listening.clone(),
             servers: self.servers.clone(),
             controls: self.controls,
+            processing: self.processing,
+            closes_in_s: self.closes_in_s(),
+            single_use: self.config.invite.terms.host.is_some(),
+            history: self.history(),
             speaking: meters.is_open(),
             level_dbov: meters.own().dbov(),
             input: self.devices.input.asked.clone(),
@@ -99,6 +111,15 @@ impl Node {
             policy: self.last_stats.as_ref().map(|stats| (&stats.policy).into()),
             people,
         }
+    }
+
+    pub(super) fn closes_in_s(&self) -> Option<u64> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.config.invite.terms.expires.map(|at| at.saturating_sub(since.as_secs()))
+    }
+
+    pub(super) fn history(&self) -> Option<String> {
+        self.config.history.as_ref().map(|path| path.display().to_string())
     }
 
     /// Those that the outside was told of and that have not left.

@@ -3,9 +3,14 @@
 //! A small terminal loses the least important first: the keys, the plot, the loss, the key's tail. A wide one shows the log
 //! beside the conversation.
 
+mod panes;
 mod people;
 mod talk;
 
+pub use panes::row_at;
+pub use talk::{most_scroll, rows_of};
+
+use hallway_codec::{Delay, Profile};
 use ratatui::{
     buffer::Buffer,
     layout::Rect,
@@ -141,9 +146,21 @@ fn header(view: &View, area: Rect, buffer: &mut Buffer) {
         (true, true) => ("open room: anyone may listen", theme.fair),
         (true, false) => ("private room", theme.dim),
     };
-    if usize::from(pen.left()) >= secrecy.len() + 3 {
-        pen.write(&format!(" {} ", theme.signs.dot), theme.dim);
-        pen.write(secrecy, style);
+    let left = view.closes.map(|closes| closes.saturating_sub(view.elapsed).as_secs());
+    let ends = match left {
+        Some(0) => "closed to anybody new".to_owned(),
+        Some(seconds @ 1..60) => format!("open for {seconds} s more"),
+        Some(seconds @ 60..7200) => format!("open for {} min more", seconds.div_ceil(60)),
+        Some(seconds) => format!("open for {} h more", seconds / 3600),
+        None => String::new(),
+    };
+    let guest = if view.single_use { "for one guest" } else { "" };
+    let music = if view.controls.profile == Profile::Music { "music" } else { "" };
+    for (words, style) in [(secrecy, style), (guest, theme.dim), (&ends, theme.dim), (music, theme.own)] {
+        if !words.is_empty() && usize::from(pen.left()) >= words.len() + 3 {
+            pen.write(&format!(" {} ", theme.signs.dot), theme.dim);
+            pen.write(words, style);
+        }
     }
     let lost =
         view.servers.iter().filter(|(_, state)| *state == crate::events::RendezvousState::Lost).count();
@@ -194,6 +211,14 @@ fn own(view: &View, area: Rect, buffer: &mut Buffer) {
     };
     pen.write("  ", theme.dim);
     pen.write(&how, theme.dim);
+    if view.processing.active.any() {
+        pen.write(&format!("  processed, +{:.0} ms", view.processing.delay_ms), theme.dim);
+    }
+    match view.controls.delay {
+        Delay::Quick => pen.write("  quick", theme.dim),
+        Delay::Balanced => {}
+        Delay::Safe => pen.write("  safe", theme.dim),
+    }
     let mut devices = String::new();
     for (what, device) in [("mic", &view.input), ("ear", &view.output)] {
         if !device.name.is_empty() {
@@ -207,7 +232,7 @@ fn draft(view: &View, area: Rect, buffer: &mut Buffer) {
     let theme = &view.theme;
     let mut pen = Pen::new(buffer, area);
     let Some(draft) = &view.draft else {
-        pen.write(" Enter writes a line", theme.dim);
+        pen.write(" Enter writes a line, / a command", theme.dim);
         return;
     };
     pen.write(&format!(" {} ", theme.signs.own), theme.own);
@@ -231,7 +256,11 @@ fn keys(view: &View, area: Rect, buffer: &mut Buffer) {
     let keys: &[(&str, &str)] = match (&view.draft, &view.pane) {
         (Some(_), _) => &[("Enter", "send"), ("Esc", "cancel"), ("F2", "mute"), ("F3", "deafen")],
         (None, Pane::Devices(_)) => &[("↑↓", "choose"), ("Enter", "use"), ("Esc", "back")],
-        (None, Pane::Help | Pane::Log) => &[("Esc", "back"), ("PgUp PgDn", "scroll"), ("q", "leave")],
+        (None, Pane::Settings(_)) => &[("↑↓", "choose"), ("←→ Enter", "change"), ("Esc", "back")],
+        (None, Pane::Who) => {
+            &[("↑↓", "choose"), ("Enter", "the words were right, or not known to be"), ("Esc", "back")]
+        }
+        (None, Pane::Help | Pane::Log) => &[("Esc", "back"), ("↑↓ PgUp PgDn", "scroll"), ("q", "leave")],
         (None, Pane::Talk) => &[
             ("?", "keys"),
             ("q", "leave"),
@@ -239,6 +268,8 @@ fn keys(view: &View, area: Rect, buffer: &mut Buffer) {
             ("d", "deafen"),
             ("v", "voice"),
             ("s", "stages"),
+            ("p", "settings"),
+            ("w", "who"),
             ("o", "sound"),
             ("l", "log"),
             ("↑↓", "person"),

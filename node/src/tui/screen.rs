@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Write as _},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -93,7 +93,8 @@ impl Screen {
         let complaints = inbox.clone();
         terminal::take(move |line| drop(complaints.try_send(Happening::Input(Input::Complaint(line)))))?;
         let handle = |thread| ScreenHandle { inbox: inbox.clone(), thread };
-        let terminal = match open_terminal() {
+        let frames = Frames::default();
+        let terminal = match open_terminal(&frames) {
             Ok(terminal) => terminal,
             Err(error) => {
                 terminal::give_back();
@@ -107,6 +108,7 @@ impl Screen {
         let running = Running {
             view,
             terminal,
+            frames,
             told,
             inbox: inbox.clone(),
             orders,
@@ -138,17 +140,21 @@ impl ScreenHandle {
     }
 
     /// Gives the terminal back. What there is to say after a call, if there was one, and what was written to standard error
-    /// meanwhile.
+    /// meanwhile; nothing, where the terminal hangs.
     pub fn close(mut self) -> (Option<String>, Vec<String>) {
-        (self.end(), terminal::kept_lines())
+        let farewell = self.end();
+        if terminal::is_stuck() { (None, Vec::new()) } else { (farewell, terminal::kept_lines()) }
     }
 
     fn end(&mut self) -> Option<String> {
         let thread = self.thread.take()?;
-        // The last news are on their way through the same queue.
-        let _ = self.inbox.send(Happening::End);
+        // The last news are on their way through the same queue, which may be full.
         let deadline = Instant::now() + Duration::from_secs(1);
+        let mut end = self.inbox.try_send(Happening::End);
         while !thread.is_finished() && Instant::now() < deadline {
+            if let Err(TrySendError::Full(unsent)) = end {
+                end = self.inbox.try_send(unsent);
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
         terminal::give_back();
@@ -160,19 +166,24 @@ impl Drop for ScreenHandle {
     fn drop(&mut self) {
         if self.thread.is_some() {
             self.end();
+            if terminal::is_stuck() {
+                return;
+            }
             terminal::kept_lines().iter().for_each(|line| drop(writeln!(io::stderr(), "{line}")));
         }
     }
 }
 
-fn open_terminal() -> io::Result<Terminal<CrosstermBackend<Frames>>> {
+fn open_terminal(frames: &Frames) -> io::Result<Terminal<CrosstermBackend<Frames>>> {
     let options = TerminalOptions { viewport: Viewport::Fullscreen };
-    Terminal::with_options(CrosstermBackend::new(Frames::default()), options)
+    Terminal::with_options(CrosstermBackend::new(frames.clone()), options)
 }
 
 struct Running {
     view: View,
     terminal: Terminal<CrosstermBackend<Frames>>,
+    /// What the terminal has not taken yet.
+    frames: Frames,
     told: Receiver<Happening>,
     inbox: SyncSender<Happening>,
     orders: mpsc::Sender<Order>,
@@ -192,17 +203,22 @@ impl Running {
     fn run(mut self) -> Option<String> {
         while terminal::is_taken() || self.suspended {
             let now = Instant::now();
-            if self.view.stale && !self.suspended && now >= self.due && self.draw(now).is_err() {
+            let drawn = match self.frames.go_on() {
+                Ok(true) if self.view.stale && !self.suspended && now >= self.due => self.draw(now),
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if drawn.is_err() {
                 // The terminal is gone; so is the person.
                 if self.leaving.is_none() {
                     self.leave();
                 }
                 return self.farewell;
             }
-            let wait = if self.view.stale && !self.suspended {
-                self.due.saturating_duration_since(now)
-            } else {
-                FRAME
+            // One that hangs is asked again at the pace of frames.
+            let wait = match self.view.stale && !self.suspended && now < self.due {
+                true => self.due.saturating_duration_since(now),
+                false => FRAME_AFTER_KEY.max(if self.view.stale { Duration::ZERO } else { FRAME }),
             };
             match self.told.recv_timeout(wait) {
                 Ok(happening) => {
@@ -247,7 +263,9 @@ impl Running {
                 self.redraw_all();
             }
             Happening::End => {
-                let _ = self.draw(Instant::now());
+                if let Ok(true) = self.frames.go_on() {
+                    let _ = self.draw(Instant::now());
+                }
                 return false;
             }
         }
@@ -327,8 +345,8 @@ impl Running {
 
     fn redraw_all(&mut self) {
         // Ratatui's own `clear` would ask the terminal where the cursor is, and wait for what the key reader takes away.
-        if let Ok(terminal) = open_terminal() {
-            terminal::wipe();
+        if let Ok(terminal) = open_terminal(&self.frames) {
+            self.frames.wipe();
             self.terminal = terminal;
         }
         self.view.stale = true;

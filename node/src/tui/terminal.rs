@@ -2,26 +2,46 @@
 //!
 //! While it is taken, standard error leads into the log of the screen: a line of ours, or a scolding of a sound library,
 //! would tear the picture apart.
+//!
+//! A terminal may hang: a stalled network, a window that is stopped. It is written to without waiting for it, so that whoever
+//! wants to leave can.
 
 use std::{
     collections::VecDeque,
     io::{self, BufRead as _, BufReader, IsTerminal as _, Write},
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
-        Mutex, Once, PoisonError,
+        Arc, Mutex, Once, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use ratatui::crossterm::{
-    cursor, event, execute, queue,
+    cursor, event, queue,
     terminal::{self, EnterAlternateScreen},
 };
-use rustix::stdio;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{Mode, OFlags},
+    io::Errno,
+    stdio,
+};
 
 /// Lines of standard error kept for the time after; the oldest go first.
 pub const MAX_KEPT_LINES: usize = 50;
 
+/// How long the terminal may take for what has to be written: taking it over, giving it back.
+pub const PATIENCE: Duration = Duration::from_millis(400);
+
+/// How long the screen waits for it before it looks after other things.
+const BLINK: Duration = Duration::from_millis(10);
+
+/// The terminal, opened once more so that writing does not wait: standard output's own mode is shared with the shell. `None`
+/// where it has no name to open it by.
+static OUT: OnceLock<Option<OwnedFd>> = OnceLock::new();
+/// It did not take what had to be written.
+static STUCK: AtomicBool = AtomicBool::new(false);
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static KEYS_PUSHED: AtomicBool = AtomicBool::new(false);
 static HOOK: Once = Once::new();
@@ -69,14 +89,24 @@ pub fn take(complain: impl Fn(String) + Send + 'static) -> io::Result<()> {
 
 fn set_up() -> io::Result<()> {
     terminal::enable_raw_mode()?;
-    execute!(
-        io::stdout(),
+    let mut bytes = Vec::new();
+    queue!(
+        bytes,
         EnterAlternateScreen,
         event::EnableMouseCapture,
         event::EnableBracketedPaste,
         event::EnableFocusChange,
         cursor::Hide
-    )
+    )?;
+    match put(&bytes) {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::TimedOut, "the terminal takes nothing")),
+    }
+}
+
+/// It hangs: whatever else is written to it may never return.
+pub fn is_stuck() -> bool {
+    STUCK.load(Ordering::SeqCst)
 }
 
 /// Takes it again after the process was suspended.
@@ -108,20 +138,13 @@ pub fn give_back() {
     if !TAKEN.swap(false, Ordering::SeqCst) {
         return;
     }
-    if KEYS_PUSHED.load(Ordering::SeqCst) {
-        put(POP_KEYS);
+    let keys = if KEYS_PUSHED.load(Ordering::SeqCst) { POP_KEYS } else { b"" };
+    if !put(&[keys, GIVE_BACK].concat()) {
+        STUCK.store(true, Ordering::SeqCst);
     }
-    put(GIVE_BACK);
     let _ = terminal::disable_raw_mode();
     if let Some([real, _]) = &*ERRORS.lock().unwrap_or_else(PoisonError::into_inner) {
         let _ = stdio::dup2_stderr(real);
-    }
-}
-
-/// Empties the screen.
-pub fn wipe() {
-    if is_taken() {
-        put(b"\x1b[0m\x1b[2J");
     }
 }
 
@@ -175,46 +198,121 @@ fn divert(complain: impl Fn(String) + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes to standard output past all buffers and locks; what cannot be written is lost.
-fn put(mut bytes: &[u8]) {
-    while let Ok(written @ 1..) = rustix::io::write(stdio::stdout(), bytes) {
-        bytes = bytes.get(written..).unwrap_or_default();
-        if bytes.is_empty() {
-            return;
+fn out() -> BorrowedFd<'static> {
+    let open = || {
+        let name = rustix::termios::ttyname(stdio::stdout(), Vec::new()).ok()?;
+        rustix::fs::open(
+            name,
+            OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .ok()
+    };
+    OUT.get_or_init(open).as_ref().map_or_else(stdio::stdout, |out| out.as_fd())
+}
+
+/// Writes what the terminal takes now: nothing, where it hangs.
+fn write_some(bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match rustix::io::write(out(), bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => return Ok(written),
+            Err(Errno::AGAIN) => return Ok(0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
 
-/// Collects a frame and writes it at once, so that no terminal shows half of one.
+/// Waits until the terminal takes more, or the time is up.
+fn takes_more(until: Instant) -> bool {
+    let left = until.saturating_duration_since(Instant::now());
+    let wait = rustix::time::Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+    let ready = poll(&mut [PollFd::from_borrowed_fd(out(), PollFlags::OUT)], Some(&wait));
+    !left.is_zero() && !matches!(ready, Ok(0))
+}
+
+/// Writes past all buffers and locks, within [`PATIENCE`]. Whether all was taken.
+fn put(mut bytes: &[u8]) -> bool {
+    let until = Instant::now() + PATIENCE;
+    while !bytes.is_empty() {
+        match write_some(bytes) {
+            Ok(0) if !takes_more(until) => return false,
+            Ok(0) => {}
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            // Nobody is there to be kept waiting.
+            Err(_) => return true,
+        }
+    }
+    true
+}
+
+/// Collects a frame and writes it as one, so that no terminal shows half of one. What a slow terminal does not take at once
+/// waits, and no further frame is begun meanwhile.
+#[derive(Debug, Default, Clone)]
+pub struct Frames(Arc<Mutex<Frame>>);
+
 #[derive(Debug, Default)]
-pub struct Frames {
-    frame: Vec<u8>,
+struct Frame {
+    /// Being painted.
+    next: Vec<u8>,
+    /// Begun to be written.
+    waiting: Vec<u8>,
+    /// Empty the screen first.
+    wipe: bool,
+}
+
+impl Frames {
+    /// The next frame is painted on an empty screen.
+    pub fn wipe(&self) {
+        self.frame().wipe = true;
+    }
+
+    /// Goes on with what waits. True when nothing does any more.
+    ///
+    /// # Errors
+    /// Where the terminal is gone.
+    pub fn go_on(&self) -> io::Result<bool> {
+        let mut frame = self.frame();
+        if !is_taken() {
+            frame.waiting.clear();
+        }
+        let until = Instant::now() + BLINK;
+        while !frame.waiting.is_empty() {
+            let written = write_some(&frame.waiting)?;
+            frame.waiting.drain(..written);
+            if written == 0 && !takes_more(until) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn frame(&self) -> std::sync::MutexGuard<'_, Frame> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Write for Frames {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.frame.extend_from_slice(bytes);
+        self.frame().next.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.frame.is_empty() || !is_taken() {
-            self.frame.clear();
-            return Ok(());
-        }
-        let mut all = Vec::with_capacity(self.frame.len() + 16);
-        all.extend_from_slice(b"\x1b[?2026h");
-        all.append(&mut self.frame);
-        all.extend_from_slice(b"\x1b[?2026l");
-        let mut rest = all.as_slice();
-        while !rest.is_empty() {
-            match rustix::io::write(stdio::stdout(), rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+        {
+            let mut frame = self.frame();
+            let painted = std::mem::take(&mut frame.next);
+            if painted.is_empty() || !is_taken() {
+                return Ok(());
             }
+            frame.waiting.extend_from_slice(b"\x1b[?2026h");
+            if std::mem::take(&mut frame.wipe) {
+                frame.waiting.extend_from_slice(b"\x1b[0m\x1b[2J");
+            }
+            frame.waiting.extend_from_slice(&painted);
+            frame.waiting.extend_from_slice(b"\x1b[?2026l");
         }
-        Ok(())
+        self.go_on().map(|_| ())
     }
 }

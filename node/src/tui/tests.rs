@@ -4,6 +4,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use hallway_codec::{Delay, Profile};
 use libp2p::PeerId;
 use libp2p_identity::Keypair;
 use ratatui::{
@@ -19,13 +20,14 @@ use super::{
     draw::regions,
     theme::{Depth, Ground},
     update,
-    view::{MAX_LINES, Pane},
+    view::{MAX_LINES, Pane, Voice},
 };
 use crate::{
-    audio::{DeviceInfo, End},
+    audio::{DeviceInfo, End, Switch, VoiceActive},
     controls::{Controls, Hearing, Speak},
-    events::{DeviceState, Event, Notice, PathKind, PeerState, RendezvousState},
+    events::{DeviceState, Event, Notice, PathKind, PeerState, Processing, RendezvousState},
     node::Command,
+    trust::Standing,
 };
 
 /// The same people in every run.
@@ -44,13 +46,19 @@ fn happened(view: &mut View, event: Event) {
 }
 
 fn joined(view: &mut View) {
-    happened(view, Event::Joined { room: "kitchen".into(), open: view.open_room, since_start_ms: 9.0 });
+    let (room, open) = ("kitchen".into(), view.open_room);
+    let (closes_in_s, single_use, history) = (None, false, None);
+    happened(view, Event::Joined { room, open, closes_in_s, single_use, history, since_start_ms: 9.0 });
 }
 
 fn person(view: &mut View, number: u8, name: &str, state: PeerState, path: Option<PathKind>) {
     let (peer_id, name) = (peer(number), Some(name.to_owned()));
     let (since_start_ms, verified) = (1.0, true);
     happened(view, Event::Peer { peer_id, name, state, path, verified, since_start_ms, reason: None });
+}
+
+fn trust(view: &mut View, number: u8, trust: Standing) {
+    happened(view, Event::Trust { peer_id: peer(number), name: "x".into(), trust });
 }
 
 fn figures(view: &mut View, number: u8, ms: f32, loss: f64) {
@@ -94,6 +102,11 @@ fn call(width: u16, height: u16) -> View {
     person(&mut view, 2, "Cleo", PeerState::Connected, Some(PathKind::Relayed));
     person(&mut view, 3, "山田 太郎", PeerState::Connected, Some(PathKind::Direct));
     person(&mut view, 4, "dora", PeerState::Reconnecting, None);
+    trust(&mut view, 1, Standing::Verified);
+    trust(&mut view, 2, Standing::New);
+    trust(&mut view, 3, Standing::Known);
+    trust(&mut view, 4, Standing::OtherKey);
+    view.log.clear();
     for second in 0..12u16 {
         figures(&mut view, 1, 20.0 + f32::from(second % 3), 0.0);
         figures(&mut view, 2, 60.0 + f32::from(second * second % 23) * 6.0, 2.1);
@@ -291,7 +304,14 @@ fn the_mouse_chooses_people_mutes_and_scrolls() {
     assert_eq!(view.selected, Some(peer(2)));
     assert_eq!(update(&mut view, at(click, 9, regions.own.y)), Some(Command::Mute { on: true }));
     update(&mut view, at(MouseEventKind::ScrollUp, 9, regions.talk.y));
+    assert_eq!(view.scroll, 0, "all of it is in sight");
+    for n in 0..20 {
+        happened(&mut view, Event::Said { text: "yes".into(), id: n });
+    }
+    update(&mut view, at(MouseEventKind::ScrollUp, 9, regions.talk.y));
     assert_eq!(view.scroll, 3);
+    update(&mut view, at(MouseEventKind::ScrollDown, 9, regions.talk.y));
+    assert_eq!(view.scroll, 0);
 }
 
 #[test]
@@ -322,14 +342,168 @@ fn devices_are_listed_and_chosen_while_talking() {
 }
 
 #[test]
+fn settings_are_changed_with_their_price_in_sight() {
+    let mut view = call(80, 24);
+    let active = VoiceActive { noise_suppression: true, ..VoiceActive::default() };
+    happened(&mut view, Event::Processing(Processing { active, delay_ms: 12.44, price_ms: 12.44 }));
+    view.history = Some("/home/ana/said.jsonl".into());
+    assert_eq!(key(&mut view, KeyCode::Char('p')), None);
+    assert_eq!(key(&mut view, KeyCode::Right), Some(Command::Profile { to: Profile::Music }));
+    assert_eq!(key(&mut view, KeyCode::Left), Some(Command::Profile { to: Profile::Talk }));
+    key(&mut view, KeyCode::Down);
+    for to in [Delay::Safe, Delay::Quick, Delay::Balanced] {
+        assert_eq!(key(&mut view, KeyCode::Enter), Some(Command::Delay { to }));
+    }
+    assert_eq!(key(&mut view, KeyCode::Left), Some(Command::Delay { to: Delay::Quick }));
+    key(&mut view, KeyCode::Down);
+    let echo =
+        |switch| Some(Command::Processing { echo_cancel: Some(switch), noise_suppression: None, gain: None });
+    for switch in [Switch::On, Switch::Off, Switch::Auto] {
+        assert_eq!(key(&mut view, KeyCode::Right), echo(switch));
+    }
+    for switch in [Switch::Off, Switch::On, Switch::Auto, Switch::Off] {
+        assert_eq!(key(&mut view, KeyCode::Left), echo(switch));
+    }
+    assert_looks("settings", &view);
+    for _ in 0..9 {
+        key(&mut view, KeyCode::Down);
+    }
+    assert_eq!(key(&mut view, KeyCode::Left), Some(Command::Threshold { dbov: -47 }));
+    key(&mut view, KeyCode::Up);
+    assert_eq!(key(&mut view, KeyCode::Left), Some(Command::Speak { when: Speak::Voice }));
+}
+
+#[test]
+fn whose_key_it_is_is_shown_compared_and_remembered() {
+    let mut view = call(100, 24);
+    let words = |words: &str| words.to_owned();
+    happened(&mut view, Event::Compare { peer_id: peer(1), words: words("tomato credit tube") });
+    happened(&mut view, Event::Compare { peer_id: peer(4), words: words("abandon zoo ability") });
+    let message = "LOOK OUT: this dora (8L8BQw) is not the dora (xxxxxx) whom you met before.";
+    happened(
+        &mut view,
+        Event::Warning(Notice { code: "other_key", message: message.into(), hint: String::new() }),
+    );
+    assert_eq!(view.talk.back().unwrap().voice, Voice::Alarm);
+    key(&mut view, KeyCode::Char('w'));
+    assert_looks("who", &view);
+    let verify = |number, on| Some(Command::Verify { peer_id: peer(number), on });
+    assert_eq!(key(&mut view, KeyCode::Enter), verify(1, false));
+    key(&mut view, KeyCode::Down);
+    assert_eq!(key(&mut view, KeyCode::Enter), verify(2, true));
+    // By mouse: the first click chooses, the second takes.
+    let row = regions(&view).talk.y + 4;
+    let click = MouseEventKind::Down(MouseButton::Left);
+    let click = || Input::Mouse(MouseEvent { kind: click, column: 9, row, modifiers: KeyModifiers::NONE });
+    assert_eq!(update(&mut view, click()), None);
+    assert_eq!(update(&mut view, click()), verify(4, true));
+}
+
+#[test]
+fn the_terms_of_the_invite_and_what_is_kept_are_told() {
+    let mut view = view(100, 24);
+    let (closes_in_s, single_use) = (Some(3_000), true);
+    let history = Some("/home/ana/said.jsonl".to_owned());
+    let room = "kitchen".into();
+    happened(
+        &mut view,
+        Event::Joined { room, open: false, closes_in_s, single_use, history, since_start_ms: 9.0 },
+    );
+    update(&mut view, Input::Elapsed(Duration::from_secs(60)));
+    let header = |view: &View| text(&painted(view)).lines().next().unwrap().to_owned();
+    let seen = header(&view);
+    assert!(seen.contains("private room · for one guest · open for 49 min more"), "{seen}");
+    update(&mut view, Input::Elapsed(Duration::from_secs(2_990)));
+    assert!(header(&view).contains("open for 10 s more"), "{}", header(&view));
+    update(&mut view, Input::Elapsed(Duration::from_secs(3_001)));
+    assert!(header(&view).contains("closed to anybody new"), "{}", header(&view));
+    key(&mut view, KeyCode::Char('p'));
+    assert!(text(&painted(&view)).contains("is kept in /home/ana/said.jsonl"));
+}
+
+#[test]
+fn what_was_said_is_scrolled_by_rows_and_neither_beyond_the_first_nor_away_from_the_reader() {
+    let mut view = call(80, 24);
+    for n in 0..40 {
+        let text = format!("line {n} {}", "and so on ".repeat(12));
+        happened(&mut view, Event::Chat { peer_id: peer(1), name: "ben".into(), text, id: n });
+    }
+    let shown = |view: &View| text(&painted(view));
+    let up = |view: &mut View| {
+        update(view, Input::Key(KeyEvent::new(KeyCode::Up, KeyModifiers::CONTROL)));
+    };
+    assert!(shown(&view).contains("line 39 "));
+    let newest = |view: &View| {
+        let all = shown(view);
+        all.lines().rev().nth(3).unwrap().to_owned()
+    };
+    let last_row = newest(&view);
+    up(&mut view);
+    assert_ne!(newest(&view), last_row);
+    assert!(shown(&view).contains("line 39 "), "a row is gone, not the whole line:\n{}", shown(&view));
+    let read = shown(&view).lines().skip(8).take(8).collect::<Vec<_>>().join("\n");
+    happened(&mut view, Event::Said { text: "meanwhile".into(), id: 7 });
+    assert!(shown(&view).contains(&read), "what is read stays where it is:\n{}", shown(&view));
+    key(&mut view, KeyCode::Home);
+    let top = shown(&view);
+    assert!(top.contains("joined kitchen"), "{top}");
+    let scrolled = view.scroll;
+    for _ in 0..50 {
+        key(&mut view, KeyCode::PageUp);
+    }
+    assert_eq!(view.scroll, scrolled);
+    key(&mut view, KeyCode::PageDown);
+    assert!(view.scroll < scrolled && shown(&view) != top);
+    key(&mut view, KeyCode::Home);
+    // A larger terminal holds more of it: nothing is scrolled past the first row.
+    update(&mut view, Input::Resize(200, 90));
+    assert!(shown(&view).lines().nth(7).unwrap().contains("joined kitchen"), "{}", shown(&view));
+    key(&mut view, KeyCode::End);
+    assert!(view.scroll == 0 && shown(&view).contains("meanwhile"));
+    // The keys begin at the top and end with the last.
+    update(&mut view, Input::Resize(80, 24));
+    key(&mut view, KeyCode::Char('?'));
+    assert!(shown(&view).contains("mute, unmute"));
+    key(&mut view, KeyCode::Down);
+    assert!(!shown(&view).contains("mute, unmute"));
+    for _ in 0..9 {
+        key(&mut view, KeyCode::PageDown);
+    }
+    assert!(shown(&view).contains("begins with a slash"), "{}", shown(&view));
+}
+
+#[test]
+fn a_line_that_begins_with_a_slash_is_a_command() {
+    let mut view = call(80, 24);
+    let mut write = |line: &str| {
+        key(&mut view, KeyCode::Char('/'));
+        typed(&mut view, line);
+        (key(&mut view, KeyCode::Enter), view.talk.back().unwrap().text.clone())
+    };
+    assert_eq!(write("name anna").0, Some(Command::Name { name: "anna".into() }));
+    assert_eq!(write("volume Cleo -3").0, Some(Command::Volume { peer_id: peer(2), volume_db: -3 }));
+    assert_eq!(write("/etc").0, Some(Command::Chat { text: "/etc".into() }));
+    let (nothing, said) = write("volume zoe -3");
+    assert!(nothing.is_none() && said.contains("nobody here is called zoe"), "{said}");
+    let (nothing, said) = write("sing");
+    assert!(nothing.is_none() && said.contains("/sing is no command"), "{said}");
+    assert_eq!(write("quit").0, Some(Command::Leave));
+}
+
+#[test]
 fn any_size_of_terminal_can_be_drawn_in_any_state() {
     for width in (0..26).step_by(3).chain([31, 47, 79, 80, 132, 300]) {
         for height in (0..16).chain([24, 90]) {
-            for pane in [Pane::Talk, Pane::Help, Pane::Log, Pane::Devices(Default::default())] {
+            let lists = [Pane::Devices(Default::default()), Pane::Settings(6), Pane::Who];
+            for pane in [Pane::Talk, Pane::Help, Pane::Log].into_iter().chain(lists) {
                 let mut view = call(width, height);
                 (view.pane, view.stages) = (pane, width % 2 == 0);
                 view.draft = (height % 2 == 0).then(Default::default);
                 draw(&view, &mut Buffer::empty(view.area));
+                for code in [KeyCode::Home, KeyCode::Up, KeyCode::PageDown, KeyCode::Down, KeyCode::End] {
+                    key(&mut view, code);
+                    draw(&view, &mut Buffer::empty(view.area));
+                }
             }
         }
     }

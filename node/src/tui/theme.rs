@@ -64,10 +64,12 @@ pub struct Signs {
     pub stages: [&'static str; 2],
     /// Before the selected person.
     pub selected: &'static str,
-    /// Holds the room's secret.
+    /// The person here said that the key is right.
     pub verified: &'static str,
-    /// Does not, or nobody needs one.
-    pub unverified: &'static str,
+    /// Met before under this key.
+    pub known: &'static str,
+    /// Met for the first time.
+    pub new: &'static str,
     /// The microphone is open, or closed.
     pub open: &'static str,
     /// See `open`.
@@ -96,7 +98,8 @@ const UNICODE: Signs = Signs {
     stages: ["█", "▓"],
     selected: "▸",
     verified: "✓",
-    unverified: "○",
+    known: "○",
+    new: "?",
     open: "●",
     closed: "○",
     rule: "─",
@@ -116,7 +119,8 @@ const ASCII: Signs = Signs {
     stages: ["#", "="],
     selected: ">",
     verified: "+",
-    unverified: "o",
+    known: "o",
+    new: "?",
     open: "*",
     closed: "o",
     rule: "-",

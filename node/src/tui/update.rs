@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hallway_codec::{Delay, Profile};
 use libp2p::PeerId;
 use ratatui::{
     crossterm::event::{
@@ -11,16 +12,18 @@ use ratatui::{
 };
 
 use super::{
-    draw::regions,
-    view::{Devices, Draft, MAX_DRAFT, MAX_LINES, MAX_PEOPLE, Pane, Person, View, Voice},
+    draw::{most_scroll, regions, row_at},
+    view::{Devices, Draft, MAX_DRAFT, MAX_PEOPLE, Pane, Person, SETTINGS, Setting, View, Voice},
 };
 use crate::{
-    audio::{DeviceInfo, End},
+    audio::{DeviceInfo, End, Switch},
     controls::{Controls, Hearing, Speak, THRESHOLDS, VOLUMES_DB},
     events::{self, DeviceState, Event, PeerState},
     links,
     node::Command,
     text,
+    trust::Standing,
+    typed::{self, About, Toggle, Typed},
 };
 
 /// How far one key turns a person's volume, dB.
@@ -88,6 +91,14 @@ fn foresee(view: &mut View, command: &Command) {
         Command::Speak { when } => (controls.speak, controls.pressed) = (*when, false),
         Command::Threshold { dbov } => controls.threshold_dbov = within(*dbov, &THRESHOLDS),
         Command::Press { down } => controls.pressed = *down,
+        Command::Profile { to } => controls.profile = *to,
+        Command::Delay { to } => controls.delay = *to,
+        Command::Processing { echo_cancel, noise_suppression, gain } => {
+            let processing = &mut controls.processing;
+            processing.echo = echo_cancel.unwrap_or(processing.echo);
+            processing.noise = noise_suppression.unwrap_or(processing.noise);
+            processing.gain = gain.unwrap_or(processing.gain);
+        }
         Command::Volume { peer_id, volume_db } => {
             turn(peer_id, &|hearing| hearing.volume_db = within(*volume_db, &VOLUMES_DB));
         }
@@ -109,6 +120,8 @@ fn decide(view: &mut View, input: Input) -> Option<Command> {
         Input::Mouse(mouse) => return handle_mouse(view, mouse),
         Input::Resize(width, height) => {
             view.area = Rect::new(0, 0, width, height);
+            // What was read is laid out anew.
+            view.scroll = view.scroll.min(most_scroll(view));
             view.stale = true;
         }
         Input::FocusLost if view.releases && view.controls.pressed => {
@@ -169,15 +182,22 @@ fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
     if view.draft.is_some() {
         return write(view, key);
     }
-    if key.modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT) {
+    if key.modifiers.contains(KeyModifiers::CONTROL) {
+        match key.code {
+            KeyCode::Up => scroll(view, 1),
+            KeyCode::Down => scroll(view, -1),
+            _ => {}
+        }
         return None;
     }
-    if matches!(view.pane, Pane::Devices(_))
-        && let Some(outcome) = choose_device(view, key.code)
-    {
+    if key.modifiers.contains(KeyModifiers::ALT) {
+        return None;
+    }
+    if let Some(outcome) = choose(view, key.code) {
         return outcome;
     }
-    let page = isize::try_from(view.area.height.saturating_sub(12).max(3)).unwrap_or(3);
+    // A row of the last page stays.
+    let page = isize::try_from(regions(view).talk.height.saturating_sub(2).max(1)).unwrap_or(1);
     match key.code {
         KeyCode::Char('q') => return leave(view),
         KeyCode::Char('m') => return Some(mute(view)),
@@ -200,13 +220,19 @@ fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
         }
         KeyCode::Char('s') => view.stages = !view.stages,
         KeyCode::Char('l') => toggle_pane(view, Pane::Log),
+        KeyCode::Char('p') => toggle_pane(view, Pane::Settings(0)),
+        KeyCode::Char('w') => toggle_pane(view, Pane::Who),
         KeyCode::Char('?' | 'h') => toggle_pane(view, Pane::Help),
         KeyCode::Char('o') => {
             toggle_pane(view, Pane::Devices(Devices::default()));
             return matches!(view.pane, Pane::Devices(_)).then_some(Command::Devices);
         }
-        KeyCode::Enter | KeyCode::Char('t') => {
-            view.draft = Some(Draft::default());
+        KeyCode::Enter | KeyCode::Char('t' | '/') => {
+            let mut draft = Draft::default();
+            if key.code == KeyCode::Char('/') {
+                draft.insert("/");
+            }
+            view.draft = Some(draft);
             view.pane = Pane::Talk;
         }
         KeyCode::Esc => {
@@ -216,7 +242,7 @@ fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
         KeyCode::PageUp => scroll(view, page),
         KeyCode::PageDown => scroll(view, -page),
         KeyCode::Home => scroll(view, isize::MAX),
-        KeyCode::End => view.scroll = 0,
+        KeyCode::End => scroll(view, isize::MIN),
         _ => {}
     }
     None
@@ -276,25 +302,88 @@ fn select(view: &mut View, by: isize) {
     view.selected = view.people.get(next).map(|person| person.peer);
 }
 
+/// Up, towards what was before. The keys begin at the top, all else at the end.
 fn scroll(view: &mut View, by: isize) {
-    view.scroll = view.scroll.saturating_add_signed(by).min(MAX_LINES);
+    let by = if view.pane == Pane::Help { by.saturating_neg() } else { by };
+    view.scroll = view.scroll.saturating_add_signed(by).min(most_scroll(view));
+    view.stale = true;
 }
 
-/// The device list takes these keys; `None` where it does not.
-fn choose_device(view: &mut View, code: KeyCode) -> Option<Option<Command>> {
-    let Pane::Devices(devices) = &mut view.pane else { return None };
-    let rows = devices.rows.as_deref().unwrap_or_default();
-    let last = rows.len().saturating_sub(1);
-    match code {
-        KeyCode::Up | KeyCode::Char('k') => devices.at = devices.at.saturating_sub(1),
-        KeyCode::Down | KeyCode::Char('j') => devices.at = devices.at.saturating_add(1).min(last),
-        KeyCode::Enter => {
-            let row = rows.get(devices.at)?;
-            return Some(Some(Command::Device { end: row.end, name: row.id.clone() }));
+/// What lies over the conversation takes these keys; `None` where it does not.
+fn choose(view: &mut View, code: KeyCode) -> Option<Option<Command>> {
+    let step = match code {
+        KeyCode::Up | KeyCode::Char('k') => -1,
+        KeyCode::Down | KeyCode::Char('j') => 1,
+        _ => 0,
+    };
+    match &mut view.pane {
+        Pane::Devices(devices) => {
+            let rows = devices.rows.as_deref().unwrap_or_default();
+            let last = rows.len().saturating_sub(1);
+            match code {
+                _ if step != 0 => devices.at = devices.at.saturating_add_signed(step).min(last),
+                KeyCode::Enter => {
+                    let row = rows.get(devices.at)?;
+                    return Some(Some(Command::Device { end: row.end, name: row.id.clone() }));
+                }
+                _ => return None,
+            }
         }
-        _ => return None,
+        Pane::Settings(at) => match code {
+            _ if step != 0 => *at = at.saturating_add_signed(step).min(SETTINGS.len().saturating_sub(1)),
+            KeyCode::Left | KeyCode::Char('-') => return Some(change(view, false)),
+            KeyCode::Right | KeyCode::Enter | KeyCode::Char('+' | '=') => return Some(change(view, true)),
+            _ => return None,
+        },
+        Pane::Who => match code {
+            KeyCode::Enter => {
+                let person = view.selected()?;
+                let on = person.trust != Some(Standing::Verified);
+                return Some(Some(Command::Verify { peer_id: person.peer, on }));
+            }
+            _ => return None,
+        },
+        Pane::Log | Pane::Help if step != 0 => scroll(view, -step),
+        Pane::Talk | Pane::Log | Pane::Help => return None,
     }
     Some(None)
+}
+
+/// The next of what the chosen setting can be, or the one before.
+fn change(view: &View, on: bool) -> Option<Command> {
+    let Pane::Settings(at) = view.pane else { return None };
+    let controls = &view.controls;
+    let turned = |switch: Switch| match (switch, on) {
+        (Switch::Auto, true) | (Switch::Off, false) => Switch::On,
+        (Switch::On, true) | (Switch::Auto, false) => Switch::Off,
+        (Switch::Off, true) | (Switch::On, false) => Switch::Auto,
+    };
+    let (mut echo_cancel, mut noise_suppression, mut gain) = (None, None, None);
+    match SETTINGS.get(at)? {
+        Setting::Profile => {
+            let to = if controls.profile == Profile::Talk { Profile::Music } else { Profile::Talk };
+            return Some(Command::Profile { to });
+        }
+        Setting::Delay => {
+            let to = match (controls.delay, on) {
+                (Delay::Quick, true) | (Delay::Safe, false) => Delay::Balanced,
+                (Delay::Balanced, true) | (Delay::Quick, false) => Delay::Safe,
+                (Delay::Safe, true) | (Delay::Balanced, false) => Delay::Quick,
+            };
+            return Some(Command::Delay { to });
+        }
+        Setting::Echo => echo_cancel = Some(turned(controls.processing.echo)),
+        Setting::Noise => noise_suppression = Some(turned(controls.processing.noise)),
+        Setting::Gain => gain = Some(turned(controls.processing.gain)),
+        Setting::Speak => {
+            let next = after(controls.speak);
+            return Some(Command::Speak { when: if on { next } else { after(next) } });
+        }
+        Setting::Threshold => {
+            return Some(threshold(view, if on { THRESHOLD_STEP } else { -THRESHOLD_STEP }));
+        }
+    }
+    Some(Command::Processing { echo_cancel, noise_suppression, gain })
 }
 
 // --- a line being typed -------------------------------------------------------------------------------------------
@@ -307,7 +396,7 @@ fn write(view: &mut View, key: KeyEvent) -> Option<Command> {
         KeyCode::Enter => {
             let line = view.draft.take()?.text;
             view.scroll = 0;
-            return (!line.trim().is_empty()).then_some(Command::Chat { text: line });
+            return send(view, &line);
         }
         KeyCode::Char('u') if control => draft.text.drain(..std::mem::take(&mut draft.at)).for_each(drop),
         KeyCode::Char('w') if control => draft.erase_word(),
@@ -328,6 +417,49 @@ fn write(view: &mut View, key: KeyEvent) -> Option<Command> {
         _ => {}
     }
     None
+}
+
+/// A line is done: it is said, or obeyed.
+fn send(view: &mut View, line: &str) -> Option<Command> {
+    match typed::parse(line) {
+        Typed::Nothing => None,
+        Typed::Do(Command::Leave) => leave(view),
+        Typed::Do(command) => Some(command),
+        Typed::Toggle(Toggle::Mute) => Some(mute(view)),
+        Typed::Toggle(Toggle::Deafen) => Some(deafen(view)),
+        Typed::Toggle(Toggle::Talk) => Some(press(view)),
+        Typed::For(who, about) => {
+            // A name first, then a key: nobody can take another's key for a name.
+            let named = view.people.iter().find(|person| person.label == who);
+            let keyed = || view.people.iter().find(|person| typed::means(&who, "", &person.peer));
+            let Some(person) = named.or_else(keyed) else {
+                view.note(Voice::Trouble, format!("nobody here is called {who}"), true);
+                return None;
+            };
+            let peer_id = person.peer;
+            Some(match about {
+                About::Volume(volume_db) => Command::Volume { peer_id, volume_db },
+                About::Hear => Command::MutePerson { peer_id, on: !person.hearing.muted },
+                About::Verify(on) => Command::Verify { peer_id, on },
+            })
+        }
+        Typed::Who => {
+            view.pane = Pane::Who;
+            None
+        }
+        Typed::Help => {
+            view.pane = Pane::Help;
+            None
+        }
+        Typed::Devices => {
+            view.pane = Pane::Devices(Devices::default());
+            Some(Command::Devices)
+        }
+        Typed::Wrong(what) => {
+            view.note(Voice::Trouble, what, true);
+            None
+        }
+    }
 }
 
 impl Draft {
@@ -375,6 +507,11 @@ fn handle_mouse(view: &mut View, mouse: MouseEvent) -> Option<Command> {
         MouseEventKind::ScrollUp => scroll(view, 3),
         MouseEventKind::ScrollDown => scroll(view, -3),
         MouseEventKind::Down(MouseButton::Left) if regions.own.contains(at) => return Some(mute(view)),
+        MouseEventKind::Down(MouseButton::Left) if regions.talk.contains(at) && view.pane != Pane::Talk => {
+            let row = row_at(view, &regions, at.y)?;
+            view.stale = true;
+            return click(view, row);
+        }
         MouseEventKind::Down(MouseButton::Left) if regions.people.contains(at) => {
             let row = usize::from(at.y.saturating_sub(regions.people.y)).saturating_add(regions.first_person);
             view.selected = view.people.get(row).map(|person| person.peer).or(view.selected);
@@ -388,6 +525,20 @@ fn handle_mouse(view: &mut View, mouse: MouseEvent) -> Option<Command> {
     }
     view.stale = true;
     None
+}
+
+/// A row is chosen by the first click, and taken by the next.
+fn click(view: &mut View, row: usize) -> Option<Command> {
+    let chosen = match &mut view.pane {
+        Pane::Devices(devices) => std::mem::replace(&mut devices.at, row),
+        Pane::Settings(at) => std::mem::replace(at, row),
+        _ => {
+            let before = view.selected;
+            view.selected = view.people.get(row).map(|person| person.peer);
+            if before == view.selected { row } else { usize::MAX }
+        }
+    };
+    if chosen == row { choose(view, KeyCode::Enter)? } else { None }
 }
 
 // --- news of the node ---------------------------------------------------------------------------------------------
@@ -408,14 +559,12 @@ fn handle_event(view: &mut View, event: Event) {
     view.stale = true;
     let sentence = events::sentence(&event);
     match event {
-        Event::Joined { open, .. } => {
-            (view.joined, view.open_room) = (true, open);
-            let words = match open {
-                true => {
-                    "an open room: anyone who knows its name can join and listen. `hallway invite` makes a private one"
-                }
-                false => "a private room: only who holds the invite can join",
-            };
+        Event::Joined { open, closes_in_s, single_use, history, .. } => {
+            (view.joined, view.open_room, view.single_use) = (true, open, single_use);
+            view.closes =
+                closes_in_s.map(|seconds| view.elapsed.saturating_add(Duration::from_secs(seconds)));
+            view.history = history;
+            let words = events::secrecy(open, closes_in_s, single_use);
             view.note(Voice::System, format!("joined {}, {words}", view.room), true);
         }
         Event::Rendezvous { state, addr, .. } => {
@@ -426,8 +575,27 @@ fn handle_event(view: &mut View, event: Event) {
                 view.note(Voice::System, sentence, false);
             }
         }
-        Event::Peer { peer_id, name, state, path, verified, reason, .. } => {
-            handle_peer(view, peer_id, name, state, path, verified, reason);
+        Event::Peer { peer_id, name, state, path, reason, .. } => {
+            handle_peer(view, peer_id, name, state, path, reason);
+        }
+        Event::Trust { peer_id, trust, .. } => {
+            if let Some(person) = view.people.iter_mut().find(|person| person.peer == peer_id) {
+                person.trust = Some(trust);
+            }
+            if let Some(sentence) = sentence {
+                view.note(Voice::System, sentence, false);
+            }
+        }
+        Event::Compare { peer_id, words } => {
+            if let Some(person) = view.people.iter_mut().find(|person| person.peer == peer_id) {
+                person.words = Some(words);
+            }
+        }
+        Event::Processing(processing) => {
+            view.processing = processing;
+            if let Some(sentence) = sentence {
+                view.note(Voice::System, sentence, false);
+            }
         }
         Event::Stats(stats) => {
             if let Some(person) = view.people.iter_mut().find(|person| person.peer == stats.peer_id) {
@@ -470,6 +638,9 @@ fn handle_event(view: &mut View, event: Event) {
             };
             view.note(Voice::System, format!("sound {end} {what} {name}"), state != DeviceState::Opened);
         }
+        Event::Warning(notice) if notice.code == "other_key" => {
+            view.note(Voice::Alarm, sentence.unwrap_or_default(), true);
+        }
         Event::Warning(_) | Event::Error(_) => {
             view.note(Voice::Trouble, sentence.unwrap_or_default(), true);
         }
@@ -486,14 +657,12 @@ fn worth_saying(before: &Controls, now: &Controls) -> bool {
     Controls { pressed: now.pressed, ..*before } != *now
 }
 
-#[allow(clippy::too_many_arguments, reason = "the fields of one event")]
 fn handle_peer(
     view: &mut View,
     peer: PeerId,
     name: Option<String>,
     state: PeerState,
     path: Option<events::PathKind>,
-    verified: bool,
     reason: Option<&'static str>,
 ) {
     let before = view.label(&peer);
@@ -518,7 +687,6 @@ fn handle_peer(
     let renamed = person.name.is_some() && name.is_some() && person.name != name;
     person.state = state;
     person.path = path;
-    person.verified = verified;
     if name.is_some() {
         person.name = name.map(|name| text::clean_name(&name));
     }

@@ -9,8 +9,9 @@ use super::Theme;
 use crate::{
     audio::{DeviceInfo, End},
     controls::{Controls, Hearing},
-    events::{PathKind, PeerState, PeerStats, RendezvousState},
+    events::{PathKind, PeerState, PeerStats, Processing, RendezvousState},
     names,
+    trust::Standing,
 };
 
 /// Lines of conversation and of the log that are kept; the oldest go first.
@@ -29,6 +30,12 @@ pub struct View {
     pub room: String,
     /// Anyone who knows the name can join.
     pub open_room: bool,
+    /// Nobody new is let in from then on, since launch.
+    pub closes: Option<Duration>,
+    /// The invite is for one guest.
+    pub single_use: bool,
+    /// The file that what is said in writing is kept in.
+    pub history: Option<String>,
     /// The node is in the room.
     pub joined: bool,
     /// Our own name, cleaned.
@@ -43,6 +50,8 @@ pub struct View {
     pub controls: Controls,
     /// The same, as the node told last.
     pub told: Controls,
+    /// What is done to our voice, and what it costs.
+    pub processing: Processing,
     /// What is captured and where it is played.
     pub input: Device,
     /// See `input`.
@@ -63,7 +72,7 @@ pub struct View {
     pub stages: bool,
     /// What is being typed.
     pub draft: Option<Draft>,
-    /// Lines scrolled back from the newest.
+    /// Rows scrolled back from the newest; in the list of keys, on from the first.
     pub scroll: usize,
     /// The terminal tells when a key is let go.
     pub releases: bool,
@@ -91,6 +100,10 @@ pub enum Pane {
     Help,
     /// The sound devices.
     Devices(Devices),
+    /// What is set about our voice, by the row that keys speak of.
+    Settings(usize),
+    /// Who is who: words to compare, and whose key is known. The row is the person selected.
+    Who,
 }
 
 /// The list of sound devices.
@@ -100,6 +113,51 @@ pub struct Devices {
     pub rows: Option<Vec<DeviceRow>>,
     /// Which one.
     pub at: usize,
+}
+
+/// What can be set about our voice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setting {
+    /// Voice or music.
+    Profile,
+    /// How much delay for how much clarity.
+    Delay,
+    /// Echo cancellation.
+    Echo,
+    /// Noise suppression.
+    Noise,
+    /// Automatic gain.
+    Gain,
+    /// When the microphone is open.
+    Speak,
+    /// From which loudness.
+    Threshold,
+}
+
+/// The rows of [`Pane::Settings`].
+pub const SETTINGS: [Setting; 7] = [
+    Setting::Profile,
+    Setting::Delay,
+    Setting::Echo,
+    Setting::Noise,
+    Setting::Gain,
+    Setting::Speak,
+    Setting::Threshold,
+];
+
+impl Setting {
+    /// As it is called on the screen.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Profile => "profile",
+            Self::Delay => "delay",
+            Self::Echo => "echo",
+            Self::Noise => "noise",
+            Self::Gain => "gain",
+            Self::Speak => "microphone",
+            Self::Threshold => "threshold",
+        }
+    }
 }
 
 /// One way to capture or play.
@@ -137,8 +195,10 @@ pub struct Person {
     pub state: PeerState,
     /// How its voice travels.
     pub path: Option<PathKind>,
-    /// It holds the room's secret.
-    pub verified: bool,
+    /// What is known of its name and key; `None` before it has said its name.
+    pub trust: Option<Standing>,
+    /// Words to compare aloud.
+    pub words: Option<String>,
     /// Loudness now.
     pub level_dbov: f32,
     /// How it is heard here.
@@ -171,6 +231,8 @@ pub enum Voice {
     System,
     /// The program, about what went wrong.
     Trouble,
+    /// The program, about somebody who may not be whom one thinks.
+    Alarm,
 }
 
 /// A line being typed.
@@ -188,6 +250,9 @@ impl View {
         Self {
             room: room.to_owned(),
             open_room,
+            closes: None,
+            single_use: false,
+            history: None,
             joined: false,
             me: me.to_owned(),
             elapsed: Duration::ZERO,
@@ -195,6 +260,7 @@ impl View {
             speaking: false,
             controls: Controls::default(),
             told: Controls::default(),
+            processing: Processing::default(),
             input: Device::default(),
             output: Device::default(),
             servers: Vec::new(),
@@ -237,13 +303,16 @@ impl View {
     /// Adds a line to the log; `talk` too where it concerns the conversation.
     pub fn note(&mut self, voice: Voice, text: String, talk: bool) {
         let line = Line { at: self.elapsed, voice, text };
+        // What is read stays where it is.
+        let is_below = if self.pane == Pane::Log { true } else { talk && self.pane == Pane::Talk };
+        let rows = if self.scroll > 0 && is_below { super::draw::rows_of(self, &line) } else { 0 };
         if talk {
             push(&mut self.talk, line.clone());
-            if self.scroll > 0 {
-                self.scroll = self.scroll.saturating_add(1).min(MAX_LINES);
-            }
         }
         push(&mut self.log, line);
+        if rows > 0 {
+            self.scroll = self.scroll.saturating_add(rows).min(super::draw::most_scroll(self));
+        }
         self.stale = true;
     }
 
@@ -274,7 +343,8 @@ impl Person {
             label: crate::events::short(&peer),
             state: PeerState::Discovered,
             path: None,
-            verified: false,
+            trust: None,
+            words: None,
             level_dbov: -127.0,
             hearing: Hearing::default(),
             stats: None,

@@ -5,6 +5,7 @@ use ratatui::{buffer::Buffer, layout::Rect, style::Style};
 use super::{Pen, Regions};
 use crate::{
     events::PeerState,
+    trust::Standing,
     tui::{
         update::path_word,
         view::{Person, View},
@@ -74,14 +75,14 @@ fn row(view: &View, person: &Person, columns: Columns, area: Rect, buffer: &mut 
     pen.column(if selected { signs.selected } else { "" }, 2, "", theme.accent);
     let here = matches!(person.state, PeerState::Connected | PeerState::PathChanged);
     let name = match (here, person.is_speaking()) {
+        _ if person.trust == Some(Standing::OtherKey) => theme.bad,
         (true, true) => theme.good.patch(theme.name),
         (true, false) => theme.name,
         _ => theme.dim,
     };
     pen.column(&person.label, columns.name.saturating_sub(1), signs.cut, name);
     pen.write(" ", theme.dim);
-    let (mark, style) =
-        if person.verified { (signs.verified, theme.good) } else { (signs.unverified, theme.fair) };
+    let (mark, style) = mark(view, person);
     pen.column(mark, 2, "", style);
     if columns.key > 0 {
         pen.column(&crate::events::short(&person.peer), columns.key, "", theme.dim);
@@ -121,6 +122,18 @@ fn row(view: &View, person: &Person, columns: Columns, area: Rect, buffer: &mut 
             false => (format!("{:+} dB", person.hearing.volume_db), theme.fair),
         };
         pen.number(&text, columns.volume - 1, style);
+    }
+}
+
+/// What is known of somebody's key, as a sign.
+pub(super) fn mark(view: &View, person: &Person) -> (&'static str, Style) {
+    let (theme, signs) = (&view.theme, &view.theme.signs);
+    match person.trust {
+        Some(Standing::Verified) => (signs.verified, theme.good),
+        Some(Standing::Known) => (signs.known, theme.dim),
+        Some(Standing::New) => (signs.new, theme.fair),
+        Some(Standing::OtherKey) => (signs.trouble, theme.bad),
+        None => ("", theme.dim),
     }
 }
 

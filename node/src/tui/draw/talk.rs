@@ -1,14 +1,14 @@
-//! The conversation, the log, the keys and the devices.
+//! The conversation, the log and the keys.
 
 use std::{collections::VecDeque, time::Duration};
 
 use ratatui::{buffer::Buffer, layout::Rect, style::Style};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::{Pen, Regions, rule};
+use super::{Pen, Regions, panes, regions, rule};
 use crate::{
-    audio::End,
-    tui::view::{Devices, Line, Pane, View, Voice},
+    tui::view::{Line, Pane, View, Voice},
+    typed::COMMANDS,
 };
 
 /// Widest name in front of a line.
@@ -19,21 +19,29 @@ pub const KEYS: &[(&str, &str)] = &[
     ("m  F2", "mute, unmute"),
     ("d  F3", "deafen: hear nobody, be heard by nobody"),
     ("v", "when the microphone is open: always, push to talk, by voice"),
-    ("Space  F4", "push to talk: held, or switched where the terminal does not tell when a key is let go"),
+    ("Space  F4", "push to talk: hold it, or switch where releases are not told"),
     ("[  ]", "threshold of the voice, lower or higher"),
     ("↑ ↓  k j", "choose a person"),
     ("← →  - +", "this person's volume, remembered; 0 resets it"),
     ("x", "hear this person or not, remembered; nobody is told"),
     ("s", "stages of this person's delay"),
     ("Enter  t", "write a line; Enter sends it, Esc drops it"),
-    ("PgUp PgDn", "scroll; Home, End, Esc"),
+    ("PgUp PgDn", "scroll; by rows with Ctrl and ↑ ↓; Home, End"),
+    ("p", "settings: talk or music, delay, processing, and their price"),
+    ("w", "who is who: words to compare aloud, keys that you know"),
     ("o", "sound devices, while you talk"),
     ("l", "log: everything that happened"),
     ("?  h  F1", "these keys"),
     ("Ctrl-Z", "suspend: the call stands still meanwhile"),
     ("q  Ctrl-C", "leave"),
-    ("mouse", "click a person, click your voice to mute, wheel scrolls; Shift selects text"),
+    ("mouse", "click a person, a row, your voice to mute; wheel scrolls; Shift selects text"),
+    ("", "and in a line that you write:"),
 ];
+
+/// Keys and commands, as rows.
+fn helped() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    KEYS.iter().chain(COMMANDS)
+}
 
 pub(super) fn draw(view: &View, regions: &Regions, buffer: &mut Buffer) {
     let area = regions.talk;
@@ -54,7 +62,15 @@ pub(super) fn draw(view: &View, regions: &Regions, buffer: &mut Buffer) {
         }
         Pane::Devices(devices) => {
             rule(view, title, "sound devices", buffer);
-            list(view, devices, inner, buffer);
+            panes::devices(view, devices, inner, buffer);
+        }
+        Pane::Settings(at) => {
+            rule(view, title, "settings", buffer);
+            panes::settings(view, *at, inner, buffer);
+        }
+        Pane::Who => {
+            rule(view, title, "who is who", buffer);
+            panes::who(view, inner, buffer);
         }
     }
     if !regions.side.is_empty() {
@@ -64,29 +80,62 @@ pub(super) fn draw(view: &View, regions: &Regions, buffer: &mut Buffer) {
     }
 }
 
-fn titled(area: Rect) -> (Rect, Rect) {
+pub(super) fn titled(area: Rect) -> (Rect, Rect) {
     let title = Rect { height: area.height.min(1), ..area };
     (title, Rect { y: area.y + title.height, height: area.height - title.height, ..area })
 }
 
-/// The newest at the bottom, as many as fit.
+/// A line as it is laid out in a terminal of so many columns.
+struct Laid<'a> {
+    mark: &'a str,
+    who: String,
+    style: Style,
+    indent: usize,
+    rows: Vec<&'a str>,
+}
+
+fn laid<'a>(view: &'a View, line: &'a Line, columns: u16) -> Laid<'a> {
+    let (mark, who, style) = looks(view, line);
+    let indent = 9 + if who.is_empty() { 2 } else { who.width() + 2 };
+    let indent = if indent * 2 > usize::from(columns) { 4 } else { indent };
+    let rows = wrapped(&line.text, usize::from(columns).saturating_sub(indent + 1));
+    Laid { mark, who, style, indent, rows }
+}
+
+/// How many rows a line takes where lines are shown now.
+pub fn rows_of(view: &View, line: &Line) -> usize {
+    laid(view, line, regions(view).talk.width).rows.len()
+}
+
+/// How far one can scroll: until the first row stands at the top.
+pub fn most_scroll(view: &View) -> usize {
+    let (_, area) = titled(regions(view).talk);
+    let rows = match view.pane {
+        Pane::Talk => view.talk.iter().map(|line| rows_of(view, line)).sum(),
+        Pane::Log => view.log.iter().map(|line| rows_of(view, line)).sum(),
+        Pane::Help => helped().count(),
+        Pane::Devices(_) | Pane::Settings(_) | Pane::Who => 0,
+    };
+    rows.saturating_sub(area.height.into())
+}
+
+/// The newest at the bottom, as many as fit, without the `scroll` newest rows.
 fn lines(view: &View, lines: &VecDeque<Line>, scroll: usize, area: Rect, buffer: &mut Buffer) {
-    let mut bottom = area.bottom();
-    let skip = scroll.min(lines.len().saturating_sub(1));
-    for line in lines.iter().rev().skip(skip) {
-        let (mark, who, style) = looks(view, line);
-        let indent = 9 + if who.is_empty() { 2 } else { who.width() + 2 };
-        let indent = if indent * 2 > usize::from(area.width) { 4 } else { indent };
-        let rows = wrapped(&line.text, usize::from(area.width).saturating_sub(indent + 1));
-        let first = bottom.saturating_sub(rows.len() as u16);
+    let (mut bottom, mut skip) = (area.bottom(), scroll);
+    for line in lines.iter().rev() {
+        let Laid { mark, who, style, indent, rows } = laid(view, line, area.width);
         for (at, text) in rows.iter().enumerate().rev() {
+            if skip > 0 {
+                skip -= 1;
+                continue;
+            }
             if bottom <= area.y {
                 return;
             }
             bottom -= 1;
             let row = Rect { y: bottom, height: 1, ..area };
             let mut pen = Pen::new(buffer, row);
-            if at == 0 && bottom == first {
+            if at == 0 {
                 pen.write(&format!(" {:>6}  ", clock(line.at)), view.theme.dim);
                 match who.is_empty() {
                     true => pen.write(mark, style),
@@ -116,6 +165,7 @@ fn looks<'a>(view: &'a View, line: &Line) -> (&'a str, String, Style) {
         Voice::Own => ("", format!("{} you:", signs.own), theme.own),
         Voice::System => (signs.system, String::new(), theme.dim),
         Voice::Trouble => (signs.trouble, String::new(), theme.fair),
+        Voice::Alarm => (signs.trouble, String::new(), theme.bad),
     }
 }
 
@@ -151,40 +201,13 @@ fn wrapped(text: &str, columns: usize) -> Vec<&str> {
 }
 
 fn help(view: &View, area: Rect, buffer: &mut Buffer) {
-    let most = KEYS.len().saturating_sub(usize::from(area.height));
-    let rows = KEYS.iter().skip(view.scroll.min(most)).take(area.height.into());
+    let rows = helped().skip(view.scroll.min(most_scroll(view))).take(area.height.into());
     for (at, (key, what)) in rows.enumerate() {
         let mut pen = Pen::new(buffer, Rect { y: area.y + at as u16, height: 1, ..area });
         pen.write("  ", view.theme.dim);
-        pen.column(key, 12, "", view.theme.accent);
+        let width = if key.starts_with('/') { 20 } else { 12 };
+        pen.column(key, width, "", view.theme.accent);
         pen.write(what, Style::new());
-    }
-}
-
-fn list(view: &View, devices: &Devices, area: Rect, buffer: &mut Buffer) {
-    let theme = &view.theme;
-    let Some(rows) = &devices.rows else {
-        Pen::new(buffer, area).write("  asking the sound systems ...", theme.dim);
-        return;
-    };
-    let first = (devices.at + 1).saturating_sub(usize::from(area.height));
-    for (at, row) in rows.iter().enumerate().skip(first).take(area.height.into()) {
-        let mut pen = Pen::new(buffer, Rect { y: area.y + (at - first) as u16, height: 1, ..area });
-        let chosen = at == devices.at;
-        pen.column(if chosen { theme.signs.selected } else { "" }, 2, "", theme.accent);
-        let end = if row.end == End::Input { "microphone" } else { "loudspeaker" };
-        pen.column(end, 13, "", theme.dim);
-        let used = match row.end {
-            End::Input => &view.input.name,
-            End::Output => &view.output.name,
-        };
-        pen.write(&row.name, if chosen { theme.name } else { Style::new() });
-        if row.is_default {
-            pen.write("  default", theme.dim);
-        }
-        if *used == crate::text::clean_name(&row.id) {
-            pen.write("  in use", theme.good);
-        }
     }
 }
 

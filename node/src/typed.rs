@@ -210,7 +210,7 @@ mod tests {
             for word in command.split(' ').filter(|word| word.starts_with('/')) {
                 let tries = ["", "ben", "ben -6", "-45", "on", "push", "talk", "quick"];
                 let understood = |rest: &&str| !matches!(parse(&format!("{word} {rest}")), Typed::Wrong(_));
-                assert!(tries.iter().any(|rest| understood(&rest)), "{word}");
+                assert!(tries.iter().any(understood), "{word}");
             }
         }
     }

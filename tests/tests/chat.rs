@@ -120,8 +120,8 @@ fn lines_come_once_and_in_order_while_the_path_changes_to_a_server_and_back_unde
     // Nothing comes through directly any more: the voice, and what is written, go on through the server.
     proxy.black_out(Duration::from_secs(8));
     talk(20);
-    for node in 0..2 {
-        path(node, &["relayed", "tcp"], marks[node]);
+    for (node, mark) in marks.into_iter().enumerate() {
+        path(node, &["relayed", "tcp"], mark);
     }
     let all = talk(20);
     wait_line(&nodes[0], &format!("ben {}", all - 1));

@@ -43,11 +43,12 @@ impl Mixer {
         if self.voices == MAX_VOICES {
             return false;
         }
-        for (at, (sum, v)) in sum.iter_mut().zip(voice).enumerate() {
-            let v = if v.is_finite() { *v } else { 0.0 };
-            // The first voice to reach a place sets it: no pass to clear the block is needed.
-            *sum = if at < self.filled { *sum + v } else { v };
-        }
+        let finite = |v: f32| if v.is_finite() { v } else { 0.0 };
+        let (added, set) = sum.split_at_mut(self.filled.min(voice.len()));
+        let (over, fresh) = voice.split_at(added.len());
+        added.iter_mut().zip(over).for_each(|(sum, v)| *sum += finite(*v));
+        // The first voice to reach a place sets it: no pass to clear the block is needed.
+        set.iter_mut().zip(fresh).for_each(|(sum, v)| *sum = finite(*v));
         self.filled = self.filled.max(voice.len());
         self.voices += 1;
         true
@@ -60,7 +61,7 @@ impl Mixer {
         let (sound, silence) = out.split_at_mut(filled);
         silence.fill(0.0);
         let sum = &self.sum[..filled];
-        let peak = sum.iter().fold(0.0f32, |p, s| p.max(s.abs()));
+        let peak = peak(sum);
         let wanted = if peak > THRESHOLD { THRESHOLD / peak } else { 1.0 };
         let frames = (filled / self.channels).max(1);
         if self.gain == 1.0 && wanted == 1.0 {
@@ -81,6 +82,16 @@ impl Mixer {
         self.filled = 0;
         std::mem::take(&mut self.voices)
     }
+}
+
+/// The loudest sample, in lanes that do not wait for each other.
+fn peak(pcm: &[f32]) -> f32 {
+    let (lanes, rest) = pcm.as_chunks::<8>();
+    let mut peaks = [0.0f32; 8];
+    for lane in lanes {
+        peaks.iter_mut().zip(lane).for_each(|(peak, s)| *peak = peak.max(s.abs()));
+    }
+    peaks.iter().chain(rest).fold(0.0, |peak, s| peak.max(s.abs()))
 }
 
 /// Straight up to the threshold, then ever flatter towards full scale.

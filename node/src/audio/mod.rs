@@ -244,5 +244,7 @@ fn same_file(one: &Path, other: &Path) -> bool {
 
 #[cfg(test)]
 mod allocations;
+#[cfg(all(test, target_os = "linux"))]
+mod strictly;
 #[cfg(test)]
 mod tests;

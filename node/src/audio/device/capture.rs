@@ -256,7 +256,7 @@ fn idle(shape: Shape, events: &Events) -> SimCapture {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Reach;
+    use super::super::SharedReach;
     use super::*;
 
     const T0: u64 = 9_000_000_000;
@@ -264,7 +264,7 @@ mod tests {
     fn live(rate_hz: u32) -> (CaptureTap, LiveCapture) {
         let (ring, sound) = RingBuffer::new(48_000);
         let (stamps, told) = RingBuffer::new(STAMPS);
-        let facts = Facts { rate_hz, channels: 1, buffer: 120, reach: Reach::default() };
+        let facts = Facts { rate_hz, channels: 1, buffer: 120, reach: SharedReach::default() };
         let tap = CaptureTap::new(ring, stamps, Arc::default(), 1, 1);
         (tap, LiveCapture::new(sound, told, &facts, Shape { period: 120, channels: 1 }).unwrap())
     }

@@ -15,7 +15,7 @@ use super::super::error::Error;
 use super::super::event::End;
 use super::keeper::{Note, Opened, Stream};
 use super::tap::{CaptureTap, PlaybackTap};
-use super::{Facts, Reach, Shape, jack, pulse};
+use super::{Facts, Reach, Shape, SharedReach, jack, pulse};
 
 /// Longest wait for a sound server to create a stream.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -104,7 +104,8 @@ pub fn list_devices() -> Vec<DeviceInfo> {
     // ALSA's complaints are silenced per thread: this one is ours.
     let listing = std::thread::Builder::new().name("sound list".into()).spawn(|| {
         let _quiet = quiet_alsa();
-        let mut list = pulse::devices().unwrap_or_default().iter().map(of_pulse).collect::<Vec<_>>();
+        let mut list =
+            pulse::devices(pulse::PATIENCE).unwrap_or_default().iter().map(of_pulse).collect::<Vec<_>>();
         list.extend(jack::is_there().then(of_jack));
         for id in cpal::ALL_HOSTS {
             let Ok(host) = cpal::host_from_id(*id) else { continue };
@@ -213,11 +214,16 @@ pub(crate) struct Candidates {
     known: Vec<String>,
 }
 
-/// The devices that `wanted` may mean. `only` leaves out all other sound systems.
+/// The devices that `wanted` may mean. `only` leaves out all other sound systems; a sound server has `patience` to answer.
 ///
 /// # Errors
 /// [`Error::NotFound`] for a name that none has, [`Error::NoDevice`] if no sound system has a default.
-pub(crate) fn candidates(wanted: &Wanted, end: End, only: Option<System>) -> Result<Candidates, Error> {
+pub(crate) fn candidates(
+    wanted: &Wanted,
+    end: End,
+    only: Option<System>,
+    patience: Duration,
+) -> Result<Candidates, Error> {
     let mut found = Candidates::default();
     if let Wanted::Named(name) = wanted
         && let Some(ports) = jack::Ports::named(name)
@@ -228,7 +234,7 @@ pub(crate) fn candidates(wanted: &Wanted, end: End, only: Option<System>) -> Res
     }
     for system in System::all().filter(|system| only.is_none_or(|only| only == *system)) {
         match system {
-            System::Pulse => found.add_pulse(wanted, end),
+            System::Pulse => found.add_pulse(wanted, end, patience),
             System::Jack => {}
             System::Cpal(id) => found.add_cpal(id, wanted, end),
         }
@@ -242,14 +248,14 @@ pub(crate) fn candidates(wanted: &Wanted, end: End, only: Option<System>) -> Res
 
 /// The ids of the devices that `wanted` may mean now.
 pub(crate) fn names(wanted: &Wanted, end: End) -> Vec<String> {
-    let found = candidates(wanted, end, None);
+    let found = candidates(wanted, end, None, pulse::PATIENCE);
     found.map_or_else(|_| Vec::new(), |found| found.devices.into_iter().map(|one| one.name).collect())
 }
 
 impl Candidates {
-    fn add_pulse(&mut self, wanted: &Wanted, end: End) {
+    fn add_pulse(&mut self, wanted: &Wanted, end: End, patience: Duration) {
         let system = System::Pulse;
-        let devices = match pulse::devices() {
+        let devices = match pulse::devices(patience) {
             Ok(devices) => devices,
             Err(error) => {
                 self.reasons.push(error.to_string());
@@ -503,7 +509,12 @@ impl Plan {
                 sample_rate: self.rate_hz,
                 buffer_size: BufferSize::Fixed(buffer),
             };
-            let facts = Facts { rate_hz: self.rate_hz, channels: self.channels, buffer, reach };
+            let facts = Facts {
+                rate_hz: self.rate_hz,
+                channels: self.channels,
+                buffer,
+                reach: SharedReach::new(reach),
+            };
             outcome = build(config, &facts);
             match &outcome {
                 Err(e) if matches!(e.kind(), ErrorKind::UnsupportedConfig | ErrorKind::InvalidInput) => {}

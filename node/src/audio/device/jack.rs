@@ -19,7 +19,7 @@ use super::super::event::End;
 use super::find::Made;
 use super::keeper::{self, Note, Opened};
 use super::tap::{CaptureTap, PlaybackTap};
-use super::{Facts, Reach, Shape, frames_ns};
+use super::{Facts, Reach, Shape, SharedReach, frames_ns};
 
 /// Longest cycle that is taken, frames; what is beyond it is silence.
 const MAX_CYCLE: usize = 8_192;
@@ -62,14 +62,30 @@ pub(crate) fn is_there() -> bool {
     client("hallway-look").is_ok()
 }
 
-/// Activates a client and connects its ports; what comes of it runs until dropped.
-type Begin = dyn FnOnce() -> Result<Box<dyn Send>, String> + Send;
-
 /// A client that runs until dropped.
+trait Running: Send {
+    fn has_port(&self, name: &str) -> bool;
+}
+
+impl<N, P> Running for jack::AsyncClient<N, P>
+where
+    N: 'static + Send + Sync + NotificationHandler,
+    P: 'static + Send + jack::ProcessHandler,
+{
+    fn has_port(&self, name: &str) -> bool {
+        self.as_client().port_by_name(name).is_some()
+    }
+}
+
+/// Activates a client and connects its ports.
+type Begin = dyn FnOnce() -> Result<Box<dyn Running>, String> + Send;
+
+/// A client, not running yet or running until dropped.
 pub(crate) struct Stream {
     idle: Option<Box<Begin>>,
-    #[allow(dead_code, reason = "runs until dropped")]
-    running: Option<Box<dyn Send>>,
+    running: Option<Box<dyn Running>>,
+    /// The ports of others that it is connected to.
+    theirs: Vec<String>,
 }
 
 impl Stream {
@@ -78,6 +94,14 @@ impl Stream {
             self.running = Some(begin()?);
         }
         Ok(())
+    }
+
+    /// A port that it was connected to and that is gone, as when a card is unplugged or a program ends. One that people
+    /// have connected elsewhere is not missing.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let running = self.running.as_ref()?;
+        let gone = self.theirs.iter().find(|port| !running.has_port(port))?;
+        Some(format!("the JACK port {gone} is gone"))
     }
 }
 
@@ -115,20 +139,22 @@ pub(crate) fn open_capture<L>(
             let samples = block.iter_mut().skip(channel).step_by(channels);
             samples.zip(port.as_slice(scope)).for_each(|(to, from)| *to = *from);
         }
-        let age_ns = frames_ns(u64::from(told.load(Ordering::Relaxed)) + frames as u64, rate_hz);
+        // JACK counts the cycle itself as latency of a capturing port.
+        let age_ns = frames_ns(u64::from(told.load(Ordering::Relaxed)), rate_hz);
         tap.deliver(block.get(..frames * channels).unwrap_or_default(), monotonic_ns(), age_ns);
         Control::Continue
     };
+    let ports = theirs.clone();
     let begin = move || {
         let process = jack::contrib::ClosureProcessHandler::new(process);
         let running = client.activate_async((), process).map_err(|e| e.to_string())?;
-        connect(running.as_client(), theirs.iter().zip(names.iter().cycle()))?;
+        connect(running.as_client(), ports.iter().zip(names.iter().cycle()))?;
         let mine = names.first().and_then(|name| running.as_client().port_by_name(name));
         let range = mine.map_or((0, 0), |port| port.get_latency_range(LatencyType::Capture));
         beyond.store(range.1, Ordering::Relaxed);
-        Ok(Box::new(running) as Box<dyn Send>)
+        Ok(Box::new(running) as Box<dyn Running>)
     };
-    let stream = Stream { idle: Some(Box::new(begin)), running: None };
+    let stream = Stream { idle: Some(Box::new(begin)), running: None, theirs };
     Ok(Opened { stream: keeper::Stream::Jack(stream), live, beat })
 }
 
@@ -167,16 +193,17 @@ pub(crate) fn open_playback<L>(
         }
         Control::Continue
     };
+    let ports = theirs.clone();
     let begin = move || {
         let process = jack::contrib::ClosureProcessHandler::new(process);
         let running = client.activate_async(Misses(misses), process).map_err(|e| e.to_string())?;
-        connect(running.as_client(), names.iter().cycle().zip(&theirs))?;
+        connect(running.as_client(), names.iter().cycle().zip(&ports))?;
         let mine = names.first().and_then(|name| running.as_client().port_by_name(name));
         let range = mine.map_or((0, 0), |port| port.get_latency_range(LatencyType::Playback));
         beyond.store(range.1, Ordering::Relaxed);
-        Ok(Box::new(running) as Box<dyn Send>)
+        Ok(Box::new(running) as Box<dyn Running>)
     };
-    let stream = Stream { idle: Some(Box::new(begin)), running: None };
+    let stream = Stream { idle: Some(Box::new(begin)), running: None, theirs };
     Ok(Opened { stream: keeper::Stream::Jack(stream), live, beat })
 }
 
@@ -208,7 +235,7 @@ fn prepare(ports: &Ports, shape: Shape, end: End) -> Result<(Client, Facts, Vec<
     }
     let reach = Reach::of(None, theirs.first().map(String::as_str), ports.prefix.is_none());
     let (rate_hz, buffer) = (client.sample_rate(), client.buffer_size());
-    Ok((client, Facts { rate_hz, channels: shape.channels, buffer, reach }, theirs))
+    Ok((client, Facts { rate_hz, channels: shape.channels, buffer, reach: SharedReach::new(reach) }, theirs))
 }
 
 fn register<P: jack::PortSpec + Default>(

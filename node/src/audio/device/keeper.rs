@@ -21,18 +21,25 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(6);
 /// Longest wait for a stream to close; a hung sound server may never let it.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a running device is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// A device without a callback for so long is taken for lost.
-const SILENT_FOR: Duration = Duration::from_millis(1_500);
+const LOOK_EVERY: Duration = Duration::from_millis(150);
+/// A device without a callback for so long is taken for lost. With what follows, another plays within two seconds.
+const SILENT_FOR: Duration = Duration::from_millis(800);
+/// A device that fell silent and was opened again shows life within this, or another is taken.
+const REVIVES_WITHIN: Duration = Duration::from_millis(500);
 /// A device is given so long to start: a sound server may finish seconds of silence first.
 const STARTS_WITHIN: Duration = Duration::from_secs(4);
 /// How often the device that was asked for is looked for while another stands in for it.
 const RETURN_EVERY: Duration = Duration::from_millis(1_000);
+/// The longest pause between such looks, where the device opens and stands still.
+const MAX_RETURN_EVERY: Duration = Duration::from_secs(30);
 /// Pause between tries to open a lost device again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How long only the device that was lost is tried, before the default in its place: a restarted sound server needs
 /// a moment, and taking its hardware meanwhile would keep it out.
 const SAME_FOR: Duration = Duration::from_millis(1_250);
+/// How long a sound server may take to answer the first try to open a lost device again. Each further try it may take twice
+/// as long, up to what it may at the start.
+const FIRST_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Microphone or loudspeaker: what the keeper opens.
 pub(crate) trait Kind: 'static {
@@ -57,6 +64,14 @@ impl Stream {
             Self::Pulse(stream) => stream.play().map_err(|e| e.to_string()),
             Self::Jack(stream) => stream.play(),
             Self::Cpal(stream) => stream.play().map_err(|e| e.to_string()),
+        }
+    }
+
+    /// What the stream was connected to and is no longer there, where nobody tells by himself.
+    fn missing(&self) -> Option<String> {
+        match self {
+            Self::Jack(stream) => stream.missing(),
+            Self::Pulse(_) | Self::Cpal(_) => None,
         }
     }
 }
@@ -154,12 +169,16 @@ struct Running {
     system: System,
     /// It is what was asked for, not what stands in for it.
     wanted: bool,
+    /// It fell silent at this moment and was opened again.
+    silent_since: Option<Instant>,
 }
 
 /// Why a running device is left.
 enum Change {
     Stop,
     Lost(String),
+    /// It gives no sign of life since this moment.
+    Silent(Instant),
     /// What was asked for is back.
     Back(Running),
 }
@@ -167,7 +186,7 @@ enum Change {
 impl<K: Kind> Job<K> {
     fn run(self, first: &SyncSender<Result<(), Error>>) {
         let _quiet = find::quiet_alsa();
-        let mut running = match self.open(&self.wanted, None) {
+        let mut running = match self.open(&self.wanted, None, None, pulse::PATIENCE) {
             Ok(running) => running,
             Err(e) => {
                 let _ = first.send(Err(e));
@@ -183,16 +202,32 @@ impl<K: Kind> Job<K> {
                 Ok(()) => self.watch(&running),
                 Err(reason) => Change::Lost(reason),
             };
-            let Running { stream, name, system, .. } = running;
-            if let Change::Lost(reason) = &change {
-                let (at_ns, name, reason) = (monotonic_ns(), name.clone(), reason.clone());
+            let Running { stream, name, system, silent_since, .. } = running;
+            let reason = match &change {
+                Change::Lost(reason) => Some(reason.clone()),
+                Change::Silent(since) => {
+                    Some(format!("no sign of life for {} ms", since.elapsed().as_millis()))
+                }
+                Change::Stop | Change::Back(_) => None,
+            };
+            if let Some(reason) = reason {
+                let (at_ns, name) = (monotonic_ns(), name.clone());
                 self.events.send(AudioEvent::DeviceLost { at_ns, end: K::END, name, reason });
             }
             close(stream);
             let again = match change {
                 Change::Stop => None,
                 Change::Back(back) => Some(back),
-                Change::Lost(_) => self.reopen(&name, system),
+                Change::Lost(_) => self.reopen(&name, system, Instant::now(), None),
+                Change::Silent(since) => {
+                    let dead = silent_since.map(|_| name.as_str());
+                    let since = silent_since.unwrap_or(since);
+                    self.reopen(&name, system, since, dead).map(|again| {
+                        // The same once more: it is given little time to show that it lives.
+                        let same = again.name == name && silent_since.is_none();
+                        Running { silent_since: same.then_some(since), ..again }
+                    })
+                }
             };
             let Some(again) = again else { return };
             let (at_ns, name) = (monotonic_ns(), again.name.clone());
@@ -204,7 +239,7 @@ impl<K: Kind> Job<K> {
     /// Returns when the device is to be left.
     fn watch(&self, running: &Running) -> Change {
         let opened = Instant::now();
-        let mut looked = opened;
+        let (mut looked, mut return_every) = (opened, RETURN_EVERY);
         loop {
             match self.told.recv_timeout(LOOK_EVERY) {
                 Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return Change::Stop,
@@ -213,24 +248,60 @@ impl<K: Kind> Job<K> {
                 Ok(Note::Moved) if self.is_there(&running.name) => {}
                 Ok(Note::Moved) => return Change::Lost("it was taken away".into()),
                 Err(RecvTimeoutError::Timeout) => {
-                    let silent = monotonic_ns().saturating_sub(running.beat.load(Ordering::Relaxed));
-                    if opened.elapsed() > STARTS_WITHIN && u128::from(silent) > SILENT_FOR.as_nanos() {
-                        return Change::Lost(format!("no sign of life for {} ms", SILENT_FOR.as_millis()));
+                    let beat_ns = running.beat.load(Ordering::Relaxed);
+                    let silent = Duration::from_nanos(monotonic_ns().saturating_sub(beat_ns));
+                    let (starts_within, silent_for) = match running.silent_since {
+                        None => (STARTS_WITHIN, SILENT_FOR),
+                        Some(_) => (REVIVES_WITHIN, REVIVES_WITHIN),
+                    };
+                    if opened.elapsed() > starts_within && silent > silent_for {
+                        return Change::Silent(Instant::now().checked_sub(silent).unwrap_or(opened));
+                    }
+                    if let Some(reason) = running.stream.missing() {
+                        return Change::Lost(reason);
                     }
                 }
             }
-            if !running.wanted && looked.elapsed() > RETURN_EVERY {
-                looked = Instant::now();
-                if let Ok(back) = self.open(&self.wanted, None) {
-                    return Change::Back(back);
+            if !running.wanted && looked.elapsed() > return_every {
+                if let Ok(mut back) = self.open(&self.wanted, None, None, FIRST_PATIENCE) {
+                    match self.shows_life(&mut back) {
+                        Some(true) => return Change::Back(back),
+                        Some(false) => close(back.stream),
+                        None => return Change::Stop,
+                    }
+                    // It opens, and stands still: what stands in for it plays on.
+                    return_every = (return_every * 2).min(MAX_RETURN_EVERY);
                 }
+                looked = Instant::now();
             }
         }
     }
 
-    /// Tries until a device is open or the keeper is told to stop.
-    fn reopen(&self, name: &str, system: System) -> Option<Running> {
-        let since = Instant::now();
+    /// Starts a device, beside the one that runs, and says whether it goes on calling; nothing where the keeper is told to
+    /// stop. The first calls may be no more than a queue that is filled.
+    fn shows_life(&self, running: &mut Running) -> Option<bool> {
+        let begun = monotonic_ns() + LOOK_EVERY.as_nanos() as u64;
+        if running.stream.play().is_err() {
+            return Some(false);
+        }
+        let until = Instant::now() + STARTS_WITHIN;
+        while Instant::now() < until {
+            match self.told.recv_timeout(LOOK_EVERY) {
+                Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
+                // Of either device: the one that runs is looked at again after this one.
+                Ok(Note::Broken(_) | Note::Moved) | Err(RecvTimeoutError::Timeout) => {}
+            }
+            if running.beat.load(Ordering::Relaxed) > begun {
+                return Some(true);
+            }
+        }
+        Some(false)
+    }
+
+    /// Tries until a device is open or the keeper is told to stop. It was lost at the moment `since`; one called `dead` opens
+    /// and stands still, so others are tried first.
+    fn reopen(&self, name: &str, system: System, since: Instant, mut dead: Option<&str>) -> Option<Running> {
+        let mut patience = FIRST_PATIENCE;
         loop {
             // Errors of the stream that is gone are no news.
             while let Ok(note) = self.told.try_recv() {
@@ -242,16 +313,19 @@ impl<K: Kind> Job<K> {
                 Wanted::Default => Wanted::Default,
                 Wanted::Named(_) => Wanted::Named(name.to_owned()),
             };
-            if let Ok(mut running) = self.open(&same, (since.elapsed() < SAME_FOR).then_some(system)) {
+            let only = (since.elapsed() < SAME_FOR).then_some(system);
+            if let Ok(mut running) = self.open(&same, only, dead, patience) {
                 running.wanted = self.is_wanted(&running);
                 return Some(running);
             }
             if since.elapsed() >= SAME_FOR
-                && let Ok(mut running) = self.open(&Wanted::Default, None)
+                && let Ok(mut running) = self.open(&Wanted::Default, None, dead, patience)
             {
                 running.wanted = self.wanted == Wanted::Default;
                 return Some(running);
             }
+            dead = None;
+            patience = (patience * 2).min(pulse::PATIENCE);
             match self.told.recv_timeout(RETRY_EVERY) {
                 Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Ok(Note::Broken(_) | Note::Moved) | Err(RecvTimeoutError::Timeout) => {}
@@ -268,14 +342,23 @@ impl<K: Kind> Job<K> {
         self.wanted == Wanted::Default || !find::names(&Wanted::Named(name.to_owned()), K::END).is_empty()
     }
 
-    fn open(&self, wanted: &Wanted, only: Option<System>) -> Result<Running, Error> {
-        let found = find::candidates(wanted, K::END, only)?;
+    fn open(
+        &self,
+        wanted: &Wanted,
+        only: Option<System>,
+        but: Option<&str>,
+        patience: Duration,
+    ) -> Result<Running, Error> {
+        let found = find::candidates(wanted, K::END, only, patience)?;
         let mut reasons = found.reasons;
         for Candidate { device, name, system } in found.devices {
+            if but == Some(name.as_str()) {
+                continue;
+            }
             match K::open(&device, self.shape, self.notes.clone()) {
                 Ok(Opened { stream, live, beat }) => {
                     let _ = self.arrive.send(live);
-                    return Ok(Running { stream, beat, name, system, wanted: true });
+                    return Ok(Running { stream, beat, name, system, wanted: true, silent_since: None });
                 }
                 Err(e) => reasons.push(format!("{name}: {e}")),
             }

@@ -19,6 +19,7 @@ pub(crate) use capture::{DeviceCapture, Microphone};
 pub(crate) use find::Wanted;
 pub(crate) use keeper::{Keeper, Opening, keep};
 pub(crate) use playback::{DevicePlayback, Loudspeaker};
+pub(crate) use reach::SharedReach;
 
 /// How sound leaves and enters the media thread: always 48 kHz.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +31,7 @@ pub(crate) struct Shape {
 }
 
 /// A device as it was opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Facts {
     /// Its own rate, hertz.
     pub rate_hz: u32,
@@ -39,7 +40,7 @@ pub(crate) struct Facts {
     /// Frames a callback that were asked for, at its own rate.
     pub buffer: u32,
     /// Who hears what it plays.
-    pub reach: Reach,
+    pub reach: SharedReach,
 }
 
 /// Nanoseconds that `frames` last at `rate_hz`.

@@ -317,7 +317,7 @@ impl DevicePlayback {
 
     /// Who hears it. A device that is away will be heard as it was.
     pub(crate) fn reach(&self) -> Reach {
-        self.live.as_ref().or(self.starting.as_ref()).map_or(Reach::Nowhere, |live| live.facts.reach)
+        self.live.as_ref().or(self.starting.as_ref()).map_or(Reach::Nowhere, |live| live.facts.reach.get())
     }
 
     pub(crate) fn ready_at_ns(&mut self, now_ns: u64) -> u64 {
@@ -395,6 +395,7 @@ fn idle(since_ns: u64, shape: Shape, events: &Events) -> SimPlayback {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SharedReach;
     use super::super::tap::PlaybackTap;
     use super::*;
 
@@ -404,7 +405,7 @@ mod tests {
     fn live(rate_hz: u32, buffer: u32) -> (PlaybackTap, LivePlayback) {
         let (sound, ring) = RingBuffer::new(rate_hz as usize / 2);
         let (stamps, told) = RingBuffer::new(STAMPS);
-        let facts = Facts { rate_hz, channels: 1, buffer, reach: Reach::default() };
+        let facts = Facts { rate_hz, channels: 1, buffer, reach: SharedReach::default() };
         let tap = PlaybackTap::new(ring, stamps, Arc::default(), 1, 1);
         let mut live = LivePlayback::new(sound, told, &facts, SHAPE).unwrap();
         live.pace = Pace::new(T0);

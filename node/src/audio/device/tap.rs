@@ -236,6 +236,27 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn callbacks_make_no_system_call() {
+        let name = "audio::device::tap::tests::callbacks_make_no_system_call";
+        crate::audio::strictly::without_system_calls(name, || {
+            let (mut microphone, mut heard, mut told) = capture(4_096, 2, 1);
+            let (mut loudspeaker, mut sound, mut told_out) = playback(4_096, 2, 1);
+            let (data, mut out) = (vec![0.1f32; 2_000], vec![0.0f32; 2_000]);
+            move || {
+                for size in [240, 480, 0, 2_000].into_iter().cycle().take(400) {
+                    microphone.deliver(&data[..size], 7, 1);
+                    let _ = sound.push_entire_slice(&data[..size / 2]);
+                    loudspeaker.starved();
+                    loudspeaker.fill(&mut out[..size], 7, 1);
+                    // The rings' other ends, so that none stays full.
+                    while heard.pop().is_ok() || told.pop().is_ok() || told_out.pop().is_ok() {}
+                }
+            }
+        });
+    }
+
+    #[test]
     fn callbacks_of_any_size_do_not_allocate() {
         let (mut microphone, mut heard, mut told) = capture(4_096, 2, 1);
         let (mut loudspeaker, mut sound, mut told_out) = playback(4_096, 2, 1);

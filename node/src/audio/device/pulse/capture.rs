@@ -12,8 +12,8 @@ use pulseaudio::protocol::{
 use super::super::find::Made;
 use super::super::keeper::{self, Note, Opened};
 use super::super::tap::CaptureTap;
-use super::super::{Facts, Reach, Shape, frames_ns};
-use super::connection::{Connection, Error, Message};
+use super::super::{Facts, Reach, Shape, SharedReach, frames_ns};
+use super::connection::{Connection, Error, Message, PATIENCE};
 use super::{Device, SAMPLE_BYTES, Stream, bytes_ns, channel_map, frame_bytes, props, refused, spec};
 use crate::audio::clock::{RATE_HZ, monotonic_ns};
 
@@ -32,7 +32,7 @@ pub(crate) fn open_capture<L>(
     notes: Sender<Note>,
     make: impl Fn(&Facts) -> Made<CaptureTap, L>,
 ) -> Result<Opened<L>, cpal::Error> {
-    let mut connection = Connection::open().map_err(refused)?;
+    let mut connection = Connection::open(PATIENCE).map_err(refused)?;
     let frame = frame_bytes(shape);
     let wanted = RecordStreamParams {
         sample_spec: spec(shape.channels),
@@ -48,7 +48,8 @@ pub(crate) fn open_capture<L>(
         connection.ask(&Command::CreateRecordStream(wanted)).map_err(refused)?;
     let buffer = reply.buffer_attr.fragment_size / frame as u32;
     tracing::debug!(frames = buffer, "the sound server captures in fragments");
-    let facts = Facts { rate_hz: RATE_HZ, channels: shape.channels, buffer, reach: Reach::Nowhere };
+    let facts =
+        Facts { rate_hz: RATE_HZ, channels: shape.channels, buffer, reach: SharedReach::new(Reach::Nowhere) };
     let (tap, live, beat) = make(&facts)?;
     let capture = Capture {
         channel: reply.channel,

@@ -1,18 +1,21 @@
 //! Questions and answers over the server's socket.
 
 use std::ffi::CString;
-use std::io::{BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pulseaudio::protocol::{
     self, AuthParams, AuthReply, Command, CommandReply, Descriptor, Prop, Props, ProtocolError,
     SetClientNameReply, TagStructReader,
 };
+use rustix::net;
 
-/// Longest wait for an answer while nothing plays yet.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest time, in all, for the greeting and the answers while nothing plays yet.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between tries to connect to a server that takes nobody in.
+const KNOCK_EVERY: Duration = Duration::from_millis(20);
 /// Longest message taken from a server: a list of hundreds of devices.
 pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
 /// Bytes read at once: many periods of stereo.
@@ -51,9 +54,67 @@ pub(crate) enum Message {
     Sound(usize),
 }
 
+/// The server's socket; while nothing plays yet, a server that does not answer in time is taken for gone.
+struct Socket {
+    stream: UnixStream,
+    until: Option<Instant>,
+}
+
+impl Socket {
+    /// Connects to the first of these that takes us in.
+    fn connect(paths: &[PathBuf], until: Instant) -> Result<Self, Error> {
+        loop {
+            let mut full = false;
+            for path in paths {
+                // A stopped server's queue of callers fills, and then connecting would wait for as long as it likes.
+                let tried = net::socket_with(
+                    net::AddressFamily::UNIX,
+                    net::SocketType::STREAM,
+                    net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK,
+                    None,
+                )
+                .and_then(|socket| {
+                    net::connect(&socket, &net::SocketAddrUnix::new(path.as_path())?)?;
+                    Ok(UnixStream::from(socket))
+                });
+                match tried {
+                    Ok(stream) => {
+                        stream.set_nonblocking(false)?;
+                        return Ok(Self { stream, until: Some(until) });
+                    }
+                    Err(error) => full |= error == rustix::io::Errno::AGAIN,
+                }
+            }
+            if !full {
+                return Err(Error::Absent);
+            }
+            if Instant::now() >= until {
+                return Err(Error::Gone(io::ErrorKind::TimedOut.into()));
+            }
+            std::thread::sleep(KNOCK_EVERY);
+        }
+    }
+
+    /// What is left of the patience, none where there is no end to it.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let Some(until) = self.until else { return Ok(None) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if let Some(left) = self.left()? {
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(out)
+    }
+}
+
 /// A socket to the server, past its door.
 pub(crate) struct Connection {
-    reader: BufReader<UnixStream>,
+    reader: BufReader<Socket>,
     version: u16,
     sequence: u32,
     payload: Vec<u8>,
@@ -61,15 +122,14 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the server of this session and introduces us.
+    /// Connects to the server of this session and introduces us. All answers, until [`Connection::patient`] is called, must
+    /// be here within `patience`.
     ///
     /// # Errors
-    /// [`Error::Absent`] where there is none.
-    pub(crate) fn open() -> Result<Self, Error> {
-        let socket =
-            sockets().into_iter().find_map(|path| UnixStream::connect(path).ok()).ok_or(Error::Absent)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+    /// [`Error::Absent`] where there is none, [`Error::Gone`] where it hangs.
+    pub(crate) fn open(patience: Duration) -> Result<Self, Error> {
+        let socket = Socket::connect(&sockets(), Instant::now() + patience)?;
+        socket.stream.set_write_timeout(Some(PATIENCE))?;
         let mut connection = Self {
             reader: BufReader::with_capacity(READ_BYTES, socket),
             version: protocol::MAX_VERSION,
@@ -97,12 +157,13 @@ impl Connection {
 
     /// Another handle on the socket, to shut it down by.
     pub(crate) fn socket(&self) -> Result<UnixStream, Error> {
-        Ok(self.reader.get_ref().try_clone()?)
+        Ok(self.reader.get_ref().stream.try_clone()?)
     }
 
     /// From now on reads wait for as long as they must: streams may be paused by their server.
-    pub(crate) fn patient(&self) -> Result<(), Error> {
-        Ok(self.reader.get_ref().set_read_timeout(None)?)
+    pub(crate) fn patient(&mut self) -> Result<(), Error> {
+        self.reader.get_mut().until = None;
+        Ok(self.reader.get_ref().stream.set_read_timeout(None)?)
     }
 
     /// Sends a command and waits for its answer; what else comes meanwhile is passed over.
@@ -130,9 +191,14 @@ impl Connection {
     /// [`Error::Gone`]
     pub(crate) fn tell(&mut self, command: &Command) -> Result<u32, Error> {
         self.sequence = self.sequence.wrapping_add(1);
+        // In memory that is ours already: this is called while sound plays.
         self.out.clear();
-        protocol::write_command_message(&mut self.out, self.sequence, command, self.version)?;
-        self.reader.get_mut().write_all(&self.out)?;
+        self.out.resize(protocol::DESCRIPTOR_SIZE, 0);
+        command.write_tag_prefixed(self.sequence, &mut self.out, self.version)?;
+        if let Some((header, body)) = self.out.split_first_chunk_mut() {
+            encode_header(header, COMMANDS, body.len());
+        }
+        self.reader.get_mut().stream.write_all(&self.out)?;
         Ok(self.sequence)
     }
 
@@ -144,10 +210,8 @@ impl Connection {
         let Some((header, body)) = sound.split_first_chunk_mut::<{ protocol::DESCRIPTOR_SIZE }>() else {
             return Ok(());
         };
-        let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        let descriptor = Descriptor { length, channel, offset: 0, flags: protocol::DescriptorFlags::empty() };
-        protocol::encode_descriptor(header, &descriptor);
-        Ok(self.reader.get_mut().write_all(sound)?)
+        encode_header(header, channel, body.len());
+        Ok(self.reader.get_mut().stream.write_all(sound)?)
     }
 
     /// The next message. A command is in [`Connection::payload`] afterwards.
@@ -202,6 +266,12 @@ impl Connection {
     pub(crate) fn version(&self) -> u16 {
         self.version
     }
+}
+
+fn encode_header(header: &mut [u8; protocol::DESCRIPTOR_SIZE], channel: u32, length: usize) {
+    let length = u32::try_from(length).unwrap_or(u32::MAX);
+    let descriptor = Descriptor { length, channel, offset: 0, flags: protocol::DescriptorFlags::empty() };
+    protocol::encode_descriptor(header, &descriptor);
 }
 
 /// Where a server of this session listens, in the order in which PulseAudio's own library looks.

@@ -7,6 +7,7 @@
 mod capture;
 mod connection;
 mod play;
+mod watch;
 
 use std::ffi::CString;
 use std::net::Shutdown;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cpal::ErrorKind;
 use pulseaudio::protocol::{self, ChannelMap, Prop, Props, SampleFormat, SampleSpec};
@@ -25,7 +27,7 @@ use super::keeper::Note;
 use super::{Reach, Shape};
 
 pub(crate) use capture::open_capture;
-pub(crate) use connection::{Connection, Error};
+pub(crate) use connection::{Connection, Error, PATIENCE};
 pub(crate) use play::open_playback;
 
 /// A sink or a source.
@@ -57,12 +59,12 @@ impl Device {
     }
 }
 
-/// All sinks and sources.
+/// All sinks and sources, if the server tells them within `patience`.
 ///
 /// # Errors
-/// [`Error`] where no server answers.
-pub(crate) fn devices() -> Result<Vec<Device>, Error> {
-    let mut server = Connection::open()?;
+/// [`Error`] where no server answers in time.
+pub(crate) fn devices(patience: Duration) -> Result<Vec<Device>, Error> {
+    let mut server = Connection::open(patience)?;
     let info: protocol::ServerInfo = server.ask(&protocol::Command::GetServerInfo)?;
     let sinks: protocol::SinkInfoList = server.ask(&protocol::Command::GetSinkInfoList)?;
     let sources: protocol::SourceInfoList = server.ask(&protocol::Command::GetSourceInfoList)?;
@@ -110,7 +112,7 @@ pub(crate) struct Stream {
 impl Stream {
     /// A stream whose thread will do `work` with the connection, which ends when the socket is shut down.
     fn new(
-        connection: Connection,
+        mut connection: Connection,
         notes: Sender<Note>,
         work: impl FnOnce(Connection) -> Result<(), Error> + Send + 'static,
     ) -> Result<Self, Error> {

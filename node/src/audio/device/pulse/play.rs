@@ -15,8 +15,9 @@ use pulseaudio::protocol::{
 use super::super::find::Made;
 use super::super::keeper::{self, Note, Opened};
 use super::super::tap::PlaybackTap;
-use super::super::{Facts, Shape};
-use super::connection::{Connection, Error, Message};
+use super::super::{Facts, Shape, SharedReach};
+use super::connection::{Connection, Error, Message, PATIENCE};
+use super::watch::Watch;
 use super::{Device, SAMPLE_BYTES, Stream, bytes_ns, channel_map, frame_bytes, props, refused, spec};
 use crate::audio::clock::{NS_PER_SECOND, RATE_HZ, frames_to_ns, monotonic_ns};
 
@@ -49,7 +50,7 @@ pub(crate) fn open_playback<L>(
     notes: Sender<Note>,
     make: impl Fn(&Facts) -> Made<PlaybackTap, L>,
 ) -> Result<Opened<L>, cpal::Error> {
-    let mut connection = Connection::open().map_err(refused)?;
+    let mut connection = Connection::open(PATIENCE).map_err(refused)?;
     let frame = frame_bytes(shape);
     let wanted = PlaybackStreamParams {
         sample_spec: spec(shape.channels),
@@ -66,12 +67,15 @@ pub(crate) fn open_playback<L>(
     let request = (reply.buffer_attr.minimum_request_length / frame as u32).min(MAX_QUEUE);
     let queue = (reply.buffer_attr.target_length / frame as u32).min(MAX_QUEUE);
     tracing::debug!(request, queue, "the sound server plays, frames");
-    let facts = Facts { rate_hz: RATE_HZ, channels: shape.channels, buffer: request, reach: device.reach };
+    let reach = SharedReach::new(device.reach);
+    let watch = Watch::begin(&mut connection, reply.sink_index, reach.clone()).map_err(refused)?;
+    let facts = Facts { rate_hz: RATE_HZ, channels: shape.channels, buffer: request, reach };
     let (tap, live, beat) = make(&facts)?;
     let play = Play {
         channel: reply.channel,
         frame,
         notes: notes.clone(),
+        watch,
         tap,
         samples: vec![0.0; MAX_FILL * usize::from(shape.channels)],
         bytes: vec![0; protocol::DESCRIPTOR_SIZE + MAX_FILL * frame],
@@ -169,6 +173,8 @@ struct Play {
     /// Bytes of a frame.
     frame: usize,
     notes: Sender<Note>,
+    /// Who hears it.
+    watch: Watch,
     tap: PlaybackTap,
     samples: Vec<f32>,
     bytes: Vec<u8>,
@@ -219,6 +225,9 @@ impl Play {
             self.level.queue = (said.buffer_attr.target_length / self.frame as u32).min(MAX_QUEUE);
             return Ok(());
         }
+        if self.watch.answers(server)? {
+            return Ok(());
+        }
         match server.command() {
             Some(Command::Request(request)) if request.channel == self.channel => {
                 self.wanted += request.length as u64 / self.frame as u64;
@@ -254,8 +263,9 @@ impl Play {
                     Level::new(frames(attributes.minimum_request_length), frames(attributes.target_length));
                 (self.heard_ns, self.question, self.resizing) = (None, None, None);
                 let _ = self.notes.send(Note::Moved);
-                Ok(())
+                self.watch.moved(server, moved.device_index)
             }
+            Some(Command::SubscribeEvent(event)) => self.watch.event(server, event),
             Some(Command::PlaybackStreamKilled(channel)) if channel == self.channel => {
                 Err(Error::Refused("the device is gone".into()))
             }

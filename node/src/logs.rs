@@ -12,7 +12,9 @@ use std::{
 };
 
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 /// Name of the file in its folder.
 pub const LOG_FILE: &str = "hallway.log";
@@ -44,7 +46,7 @@ pub enum Level {
 
 impl Level {
     /// Ours at this level, libraries one below: they have much to say.
-    fn filter(self) -> Option<EnvFilter> {
+    fn filter(self) -> Option<Targets> {
         let directives = match self {
             Self::Off => return None,
             Self::Error => "error",
@@ -53,7 +55,7 @@ impl Level {
             Self::Debug => "hallway=debug,hallway_codec=debug,info",
             Self::Trace => "hallway=trace,hallway_codec=trace,debug",
         };
-        Some(EnvFilter::new(directives))
+        directives.parse().ok()
     }
 }
 
@@ -76,7 +78,8 @@ pub fn start(verbose: u8, file: Option<&Path>, level: Level) -> Option<WorkerGua
         1 => "hallway=info,warn",
         _ => "hallway=debug,info",
     };
-    let filter = EnvFilter::try_from_env("HALLWAY_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let asked = std::env::var("HALLWAY_LOG").ok().and_then(|filter| filter.parse().ok());
+    let filter: Targets = asked.or_else(|| default.parse().ok()).unwrap_or_default();
     let screen =
         tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false).with_filter(filter);
     let (layer, guard) = match (file, level.filter()) {

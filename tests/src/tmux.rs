@@ -45,7 +45,8 @@ impl Tmux {
     /// How long after the launch of the command all that it wrote so far became as wanted.
     pub fn launched_after(&self, wanted: impl Fn(&[u8]) -> bool) -> Duration {
         let until = Instant::now() + SOON;
-        while !wanted(&self.raw()) {
+        // The file is there once its output is kept.
+        while !std::fs::read(&self.raw).is_ok_and(|raw| wanted(&raw)) {
             assert!(Instant::now() < until, "it was never written");
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -57,6 +58,14 @@ impl Tmux {
     /// Keys by tmux' names.
     pub fn keys(&self, keys: &[&str]) {
         self.run(&[&["send-keys"][..], keys].concat());
+    }
+
+    /// A click of the left button, counted from 1.
+    pub fn click(&self, column: u16, row: u16) {
+        let bytes = format!("\x1b[<0;{column};{row}M\x1b[<0;{column};{row}m");
+        let hex: Vec<String> = bytes.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hex: Vec<&str> = hex.iter().map(String::as_str).collect();
+        self.run(&[&["send-keys", "-H"][..], &hex].concat());
     }
 
     /// Text as it stands.

@@ -14,9 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// `hallway join` in a terminal, in a shell that says with which code it ended and how the terminal is left.
 fn join(hall: &Hall, name: &str, size: (u16, u16), more: &str) -> Option<Tmux> {
+    join_with(hall, name, size, "", more)
+}
+
+/// The same with this in its environment.
+fn join_with(hall: &Hall, name: &str, size: (u16, u16), environment: &str, more: &str) -> Option<Tmux> {
     let (home, program) = (hall.path(&format!("home-{name}")), hallway_program());
     let command = format!(
-        "{} join kitchen --at {} --name {name} --data-dir {} --output null \
+        "env {environment} {} join kitchen --at {} --name {name} --data-dir {} --output null \
          --listen /ip4/127.0.0.1/udp/0/quic-v1 {more}; echo \"ended $?\"; stty -a; sleep 600",
         program.display(),
         hall.at,
@@ -110,6 +115,11 @@ fn a_person_hears_writes_mutes_and_leaves_and_the_terminal_is_as_before() {
             && event["peer_id"] == ana_id.as_str()
             && event["level_dbov"].as_f64() < Some(-80.0)
     });
+    // The mouse: our own voice is the third row from below.
+    ana.click(10, 22);
+    ana.wait("an open microphone", |screen| screen.contains("● open"));
+    ana.click(10, 22);
+    ana.wait_for("muted");
     ana.keys(&["m", "v"]);
     ana.wait_for("push to talk");
     ana.keys(&["Space"]);
@@ -237,6 +247,42 @@ fn a_terminal_that_hangs_or_goes_away_keeps_nobody() {
     {
         assert!(Instant::now() < until, "without a terminal it goes on");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn colours_are_as_many_as_the_terminal_has_and_none_where_none_are_wanted() {
+    let hall = Hall::open();
+    let colours = |raw: &[u8]| -> Vec<String> {
+        let text = String::from_utf8_lossy(raw).into_owned();
+        let sequences =
+            text.split("\x1b[").filter_map(|rest| rest.split_once('m')).map(|(sgr, _)| sgr.to_owned());
+        sequences.filter(|sgr| sgr.starts_with("38;") || sgr.starts_with("48;")).collect()
+    };
+    for (name, environment, theme, wanted) in [
+        ("none", "NO_COLOR=1 COLORTERM=truecolor", "dark", None),
+        ("sixteen", "-u COLORTERM -u NO_COLOR", "auto", Some("38;5;")),
+        ("dark", "-u NO_COLOR COLORTERM=truecolor", "dark", Some("38;2;122;162;247")),
+        ("light", "-u NO_COLOR COLORTERM=truecolor", "light", Some("38;2;46;92;197")),
+    ] {
+        let more = format!("--input tone:300 --theme {theme}");
+        let Some(terminal) = join_with(&hall, name, (80, 24), environment, &more) else { return };
+        terminal.wait_for("joined kitchen");
+        terminal.keys(&["q"]);
+        terminal.wait_for("ended 0");
+        let seen = colours(&terminal.raw());
+        match wanted {
+            None => assert!(seen.is_empty(), "{name}: {seen:?}"),
+            Some(wanted) => {
+                let kind: String = wanted.chars().take(5).collect();
+                assert!(seen.iter().any(|sgr| sgr.starts_with(wanted)), "{name}: {seen:?}");
+                assert!(seen.iter().all(|sgr| sgr.starts_with(&kind)), "{name}: {seen:?}");
+                let few = |sgr: &String| {
+                    sgr.split(';').nth(2).is_some_and(|n| n.parse::<u8>().is_ok_and(|n| n < 16))
+                };
+                assert!(kind != "38;5;" || seen.iter().all(few), "{name}: {seen:?}");
+            }
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 use std::{
     io::Write as _,
     process::ExitCode,
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -91,7 +93,7 @@ async fn talk(args: &EchoArgs, started: Instant, near: Audio, far: Audio) -> Res
     let invite = Invite::generate("echo".parse().map_err(|e| Failure::other(e, ""))?, Vec::new());
     let (keys, far_keys) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
     let far_id = far_keys.public().to_peer_id();
-    let mut out = std::io::stdout();
+    let printer = Printer::start();
 
     let (far_events, mut far_told) = mpsc::channel(events::MAX_WAITING_EVENTS);
     let (far_orders, far_asked) = mpsc::channel(node::MAX_WAITING_ORDERS);
@@ -113,10 +115,9 @@ async fn talk(args: &EchoArgs, started: Instant, near: Audio, far: Audio) -> Res
 
     if !args.json {
         let kept = humantime::format_duration(args.after);
-        let _ = writeln!(
-            out,
+        printer.print(format!(
             "Speak: you hear yourself {kept} after the lag of a call. Ctrl-C ends. Headphones help."
-        );
+        ))?;
     }
     let mut lag = Lag { kept_ms: events::ms(args.after), ..Lag::default() };
     let mut echoes = Vec::new();
@@ -140,10 +141,10 @@ async fn talk(args: &EchoArgs, started: Instant, near: Audio, far: Audio) -> Res
                 lag.back_ms = back.mouth_to_ear_ms;
                 lag.echo_ms = lag.there_ms.zip(lag.back_ms).map(|(there, back)| there + lag.kept_ms + back);
                 echoes.extend(lag.echo_ms);
-                tell(&mut out, args.json, &lag)?;
+                tell(&printer, args.json, &lag)?;
             }
             Event::Warning(_) | Event::Error(_) if !args.json => {
-                let _ = events::sentence(&event).map(|line| writeln!(out, "{line}"));
+                events::sentence(&event).map_or(Ok(()), |line| printer.print(line))?;
             }
             _ => {}
         }
@@ -151,34 +152,70 @@ async fn talk(args: &EchoArgs, started: Instant, near: Audio, far: Audio) -> Res
     let _ = far_orders.try_send(Command::Leave.into());
     let _ = tokio::time::timeout(Duration::from_secs(2), &mut far).await;
     echoes.sort_by(f64::total_cmp);
-    match echoes.get(echoes.len() / 2) {
-        Some(median) if !args.json => {
-            let _ = writeln!(
-                out,
-                "You heard yourself {median:.0} ms after you spoke, {:.0} ms of it kept back.",
-                lag.kept_ms
-            );
-            Ok(ExitCode::SUCCESS)
-        }
+    let median = echoes.get(echoes.len() / 2);
+    if let Some(median) = median.filter(|_| !args.json) {
+        let kept = lag.kept_ms;
+        let _ = printer.print(format!(
+            "You heard yourself {median:.0} ms after you spoke, {kept:.0} ms of it kept back."
+        ));
+    }
+    printer.finish();
+    match median {
         Some(_) => Ok(ExitCode::SUCCESS),
         None => Err(Failure::other("ended before anything was measured", "Let it run for a few seconds.")),
     }
 }
 
-fn tell(out: &mut impl std::io::Write, json: bool, lag: &Lag) -> Result<(), Failure> {
-    let written = match (json, lag.there_ms, lag.back_ms, lag.echo_ms) {
-        (true, ..) => {
-            let line = serde_json::to_string(lag).map_err(|e| Failure::other(e, ""))?;
-            writeln!(out, "{line}")
-        }
-        (false, Some(there), Some(back), Some(echo)) => writeln!(
-            out,
+fn tell(printer: &Printer, json: bool, lag: &Lag) -> Result<(), Failure> {
+    match (json, lag.there_ms, lag.back_ms, lag.echo_ms) {
+        (true, ..) => printer.print(serde_json::to_string(lag).map_err(|e| Failure::other(e, ""))?),
+        (false, Some(there), Some(back), Some(echo)) => printer.print(format!(
             "  you hear yourself after {echo:.1} ms: there {there:.1}, kept back {:.0}, back {back:.1}",
             lag.kept_ms
-        ),
-        _ => return Ok(()),
-    };
-    written.and_then(|()| out.flush()).map_err(|e| Failure::other(e, ""))
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Lines that wait for a terminal that is slow; further ones are lost.
+const MAX_WAITING_LINES: usize = 64;
+
+/// Writes lines on a thread of its own: a terminal that hangs must not hold up the call.
+struct Printer {
+    lines: SyncSender<String>,
+    thread: JoinHandle<()>,
+}
+
+impl Printer {
+    fn start() -> Self {
+        let (lines, waiting) = sync_channel::<String>(MAX_WAITING_LINES);
+        let thread = std::thread::spawn(move || {
+            let mut out = std::io::stdout();
+            while let Ok(line) = waiting.recv()
+                && writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+            {}
+        });
+        Self { lines, thread }
+    }
+
+    /// An error where nobody reads any more.
+    fn print(&self, line: String) -> Result<(), Failure> {
+        match self.lines.try_send(line) {
+            Err(TrySendError::Disconnected(_)) => {
+                Err(Failure::other("standard output is closed", "Nobody would read how late you are heard."))
+            }
+            Ok(()) | Err(TrySendError::Full(_)) => Ok(()),
+        }
+    }
+
+    /// Waits for the last line, within reason.
+    fn finish(self) {
+        drop(self.lines);
+        let until = Instant::now() + Duration::from_millis(500);
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 fn figures(stamped: &Stamped) -> Option<&PeerStats> {

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 use futures::StreamExt;
-use libp2p::{Multiaddr, swarm::SwarmEvent};
+use libp2p::{Multiaddr, multiaddr::Protocol, swarm::SwarmEvent};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,8 +17,8 @@ use super::{DataDir, Failure, info, server_runtime};
 use crate::{
     clock, forward,
     node::{root_cause, swarm},
-    rendezvous::{self, Server, ServerConfig, ServerEvent},
-    transport::wss,
+    rendezvous::{self, Scope, Server, ServerConfig, ServerEvent, scope_of},
+    transport::{self, wss},
 };
 
 /// Connections that nobody uses are closed after this time; a watcher's stream keeps its own open.
@@ -165,7 +165,6 @@ fn certificate(args: &RendezvousArgs) -> Result<Option<wss::Certificate>, Failur
 }
 
 fn ready(as_json: bool, me: &libp2p::PeerId, addresses: &[Multiaddr]) {
-    let full: Vec<String> = addresses.iter().map(|addr| format!("{addr}/p2p/{me}")).collect();
     if as_json {
         let listen: Vec<String> = addresses.iter().map(Multiaddr::to_string).collect();
         line(format_args!(
@@ -176,9 +175,22 @@ fn ready(as_json: bool, me: &libp2p::PeerId, addresses: &[Multiaddr]) {
         return;
     }
     line(format_args!("rendezvous {me}. Nodes join with one of:"));
-    for addr in full {
-        line(format_args!("  hallway join ROOM --at {addr}"));
+    for (addr, reach) in sorted(addresses) {
+        line(format_args!("  hallway join ROOM --at {addr}/p2p/{me}{reach}"));
     }
+}
+
+/// Those that the most people can use first, with a word for who can; those of one network card alone are left out.
+fn sorted(addresses: &[Multiaddr]) -> Vec<(&Multiaddr, &'static str)> {
+    let needs_zone = |addr: &Multiaddr| matches!(addr.iter().next(), Some(Protocol::Ip6(ip)) if ip.is_unicast_link_local());
+    let mut all: Vec<_> = addresses.iter().filter(|addr| !needs_zone(addr)).collect();
+    all.sort_by_key(|addr| (std::cmp::Reverse(scope_of(addr)), transport::is_tcp(addr)));
+    let reach = |addr: &Multiaddr| match scope_of(addr) {
+        Some(Scope::Loopback) => "   (this machine)",
+        Some(Scope::Private) => "   (this network)",
+        Some(Scope::Public) | None => "",
+    };
+    all.into_iter().map(|addr| (addr, reach(addr))).collect()
 }
 
 fn tell(as_json: bool, event: &ServerEvent) {

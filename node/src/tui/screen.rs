@@ -42,6 +42,8 @@ const FRAME_AFTER_KEY: Duration = Duration::from_millis(16);
 /// How long the node may take to leave before the program ends without it.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// What is left of the time to close for the screen itself, once no more news are waited for.
+const LAST_NEWS: Duration = Duration::from_millis(600);
 /// Whoever asks twice within this time has asked once.
 const NOT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -74,6 +76,8 @@ pub struct Screen {
 pub struct ScreenHandle {
     inbox: SyncSender<Happening>,
     thread: Option<JoinHandle<Option<String>>>,
+    /// Passes news on, and ends with the last.
+    news: Option<JoinHandle<()>>,
 }
 
 impl Screen {
@@ -92,7 +96,7 @@ impl Screen {
         // A full inbox must not hold up whoever writes to standard error.
         let complaints = inbox.clone();
         terminal::take(move |line| drop(complaints.try_send(Happening::Input(Input::Complaint(line)))))?;
-        let handle = |thread| ScreenHandle { inbox: inbox.clone(), thread };
+        let handle = |thread| ScreenHandle { inbox: inbox.clone(), thread, news: None };
         let frames = Frames::default();
         let terminal = match open_terminal(&frames) {
             Ok(terminal) => terminal,
@@ -121,11 +125,12 @@ impl Screen {
             suspended: false,
         };
         let thread = std::thread::Builder::new().name("screen".into()).spawn(move || running.run());
-        let open = handle(Some(thread.inspect_err(|_| terminal::give_back())?));
+        let mut open = handle(Some(thread.inspect_err(|_| terminal::give_back())?));
         let keys = inbox.clone();
         std::thread::Builder::new().name("screen keys".into()).spawn(move || read_keys(&keys))?;
         let news = inbox.clone();
-        std::thread::Builder::new().name("screen news".into()).spawn(move || forward(happened, &news))?;
+        let passing = std::thread::Builder::new().name("screen news".into());
+        open.news = Some(passing.spawn(move || forward(happened, &news))?);
         std::thread::Builder::new()
             .name("screen signals".into())
             .spawn(move || hear_signals(signals, &inbox))?;
@@ -148,8 +153,14 @@ impl ScreenHandle {
 
     fn end(&mut self) -> Option<String> {
         let thread = self.thread.take()?;
-        // The last news are on their way through the same queue, which may be full.
         let deadline = Instant::now() + Duration::from_secs(1);
+        // The last news are on their way through the same queue.
+        while self.news.as_ref().is_some_and(|news| !news.is_finished())
+            && Instant::now() + LAST_NEWS < deadline
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Which may be full.
         let mut end = self.inbox.try_send(Happening::End);
         while !thread.is_finished() && Instant::now() < deadline {
             if let Err(TrySendError::Full(unsent)) = end {

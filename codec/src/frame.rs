@@ -16,12 +16,23 @@
 //!            padding        anything after the last frame: makes all packets of one policy equally long (RFC 6562)
 //! ```
 //!
+//! Where packets carry no copies, most of them are *brief*: what is left out changes slowly, or stands in the first byte of
+//! the Opus packet. A whole one comes now and then ([`WHOLE_EVERY`]), and wherever anything changes.
+//!
+//! ```text
+//!   0        kind           2 = brief voice
+//!   1        sequence       its low 8 bits
+//!   2..5     media_time     its low 24 bits
+//!   5..      one Opus packet, to the end
+//! ```
+//!
 //! All numbers are big-endian. `back` says in 2.5 ms steps how far a frame lies before `media_time`; it is 0 for the main
 //! frame and only for it. Channels and duration of a frame stand in its own first byte (RFC 6716 section 3.1).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use crate::{
     levels::Dbov,
+    opus::inspect,
     time::{MediaTime, Samples},
 };
 
@@ -31,10 +42,16 @@ pub const MAX_PACKET_BYTES: usize = 1_000;
 pub const MAX_COPIES: usize = 8;
 /// Bytes before the first frame.
 pub const HEADER_BYTES: usize = 22;
+/// Bytes of a brief packet before its frame.
+pub const BRIEF_HEADER_BYTES: usize = 5;
+/// Of packets without copies one in so many is whole: a newcomer knows of its delay after a third of a second.
+pub const WHOLE_EVERY: u32 = 64;
 /// Bytes before each frame.
 pub const FRAME_HEADER_BYTES: usize = 3;
 /// Payload kind of voice.
 pub const KIND_VOICE: u8 = 1;
+/// Payload kind of voice in a brief packet.
+pub const KIND_BRIEF: u8 = 2;
 /// Version of the layout above.
 pub const VERSION: u8 = 1;
 /// Unit of `span`, `coming` and `back`.
@@ -92,6 +109,30 @@ pub struct Header {
     pub coming: u8,
 }
 
+impl Header {
+    /// What a brief packet with a frame of this length means after `known`, the newest whole header of the same speaker: the
+    /// high bits of its numbers, and when it was captured. Right within 170 s of it; its number is the one nearest to where
+    /// the stream would be had it gone on as it was.
+    #[must_use]
+    fn completed(self, known: &Self, frame: Samples) -> Self {
+        let media = self.media_time.since_low(known.media_time);
+        let length = i32::try_from(frame.0).unwrap_or(i32::MAX);
+        let expected = known.sequence.wrapping_add_signed(media.checked_div(length).unwrap_or(0));
+        let beside = self.sequence.wrapping_sub(expected) as u8;
+        // 125 us are 6 samples.
+        let captured = i64::from(media).saturating_mul(125).wrapping_div(6);
+        Self {
+            sequence: expected.wrapping_add_signed(beside.cast_signed().into()),
+            media_time: MediaTime(known.media_time.0.wrapping_add_signed(media)),
+            captured_us: known.captured_us.wrapping_add(captured as u32),
+            capture_delay: known.capture_delay,
+            encode_delay: known.encode_delay,
+            level: known.level,
+            ..self
+        }
+    }
+}
+
 /// One Opus packet within a voice packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
@@ -106,6 +147,7 @@ pub struct Frame<'a> {
 pub struct Packet<'a> {
     /// Everything but the frames.
     pub header: Header,
+    brief: bool,
     count: u8,
     frames: &'a [u8],
 }
@@ -122,6 +164,9 @@ impl<'a> Packet<'a> {
         let mut rest = bytes;
         let short = Error::Truncated(bytes.len());
         let [kind] = take(&mut rest).ok_or(short)?;
+        if kind == KIND_BRIEF {
+            return Self::parse_brief(rest).ok_or(short)?;
+        }
         if kind != KIND_VOICE {
             return Err(Error::UnknownKind(kind));
         }
@@ -149,7 +194,7 @@ impl<'a> Packet<'a> {
         if count == 0 || usize::from(count) > MAX_COPIES.saturating_add(1) {
             return Err(Error::FrameCount(count));
         }
-        let packet = Self { header, count, frames: rest };
+        let packet = Self { header, brief: false, count, frames: rest };
         let mut frames = packet.frames();
         for i in 0..count {
             let frame = frames.next().ok_or(short)?;
@@ -160,10 +205,46 @@ impl<'a> Packet<'a> {
         Ok(packet)
     }
 
+    /// What follows the kind of a brief packet; `None` where it is cut short.
+    fn parse_brief(mut rest: &'a [u8]) -> Option<Result<Self, Error>> {
+        let [sequence, a, b, c] = take(&mut rest)?;
+        let (Some(info), Some(toc)) = (inspect(rest), rest.first()) else {
+            return Some(Err(Error::NotOpus));
+        };
+        let header = Header {
+            channels: if toc & 4 == 0 { 1 } else { 2 },
+            sequence: sequence.into(),
+            media_time: MediaTime(u32::from_be_bytes([0, a, b, c])),
+            captured_us: 0,
+            capture_delay: 0,
+            encode_delay: 0,
+            level: Dbov::SILENCE,
+            span: info.span(),
+            coming: info.span(),
+        };
+        Some(Ok(Self { header, brief: true, count: 1, frames: rest }))
+    }
+
+    /// Whether the header holds no more than a brief packet says: the low bits of its numbers, and nothing of when it was
+    /// captured.
+    #[must_use]
+    pub fn is_brief(&self) -> bool {
+        self.brief
+    }
+
+    /// The packet with all that it left out because `known`, the newest whole header of its speaker, says it already.
+    #[must_use]
+    pub fn after(self, known: &Header) -> Self {
+        match inspect(self.frames).filter(|_| self.brief) {
+            Some(info) => Self { header: self.header.completed(known, info.duration), ..self },
+            None => self,
+        }
+    }
+
     /// The main frame, then the copies.
     #[must_use]
     pub fn frames(&self) -> Frames<'a> {
-        Frames { rest: self.frames, left: self.count }
+        Frames { rest: self.frames, left: self.count, bare: self.brief }
     }
 
     /// Number of copies beside the main frame.
@@ -178,6 +259,8 @@ impl<'a> Packet<'a> {
 pub struct Frames<'a> {
     rest: &'a [u8],
     left: u8,
+    /// One frame that begins without a header of its own and ends with the packet.
+    bare: bool,
 }
 
 impl<'a> Iterator for Frames<'a> {
@@ -185,6 +268,9 @@ impl<'a> Iterator for Frames<'a> {
 
     fn next(&mut self) -> Option<Frame<'a>> {
         self.left = self.left.checked_sub(1)?;
+        if self.bare {
+            return Some(Frame { back: 0, opus: self.rest });
+        }
         let [back, high, low] = take(&mut self.rest)?;
         let (opus, rest) = self.rest.split_at_checked(usize::from(u16::from_be_bytes([high, low])))?;
         self.rest = rest;
@@ -229,9 +315,20 @@ pub fn write<'a>(
     }
 }
 
-/// Sets a written packet's `encode_delay`, in units of 10 us. Does nothing to bytes too short to be a packet.
+/// Writes a brief packet into `out`, which is cleared first.
+pub fn write_brief(header: &Header, opus: &[u8], out: &mut Vec<u8>) {
+    let [_, a, b, c] = header.media_time.0.to_be_bytes();
+    out.clear();
+    out.push(KIND_BRIEF);
+    out.extend_from_slice(&[header.sequence as u8, a, b, c]);
+    out.extend_from_slice(opus);
+}
+
+/// Sets a written packet's `encode_delay`, in units of 10 us. Does nothing to one that has no such field.
 pub fn set_encode_delay(packet: &mut [u8], encode_delay: u16) {
-    if let Some(field) = packet.get_mut(16..18) {
+    if packet.first() == Some(&KIND_VOICE)
+        && let Some(field) = packet.get_mut(16..18)
+    {
         field.copy_from_slice(&encode_delay.to_be_bytes());
     }
 }
@@ -272,6 +369,36 @@ mod tests {
         assert_eq!(packet.header, header());
         assert_eq!(packet.frames().collect::<Vec<_>>(), frames);
         assert_eq!(packet.copies(), 1);
+    }
+
+    #[test]
+    fn a_brief_packet_says_after_a_whole_one_what_a_whole_one_would() {
+        let opus = [0xe0, 1, 2, 3];
+        let mut out = Vec::new();
+        for (packets, samples) in
+            [(1i32, 120i32), (-1, -120), (60, 7_200), (60, 14_400), (-40, -4_800), (20_000, 2_400_000)]
+        {
+            let known = header();
+            let sent = Header {
+                sequence: known.sequence.wrapping_add_signed(packets),
+                media_time: MediaTime(known.media_time.0.wrapping_add_signed(samples)),
+                captured_us: known.captured_us.wrapping_add_signed(samples / 6 * 125),
+                span: 2,
+                coming: 2,
+                ..known
+            };
+            write_brief(&sent, &opus, &mut out);
+            assert_eq!(out.len(), BRIEF_HEADER_BYTES + opus.len());
+            set_encode_delay(&mut out, 9_999);
+            let packet = Packet::parse(&out).unwrap();
+            assert!(packet.is_brief());
+            assert_eq!(packet.after(&known).header, sent);
+            assert_eq!(packet.frames().collect::<Vec<_>>(), [Frame { back: 0, opus: &opus }]);
+        }
+        for n in 1..BRIEF_HEADER_BYTES {
+            assert_eq!(Packet::parse(&out[..n]).unwrap_err(), Error::Truncated(n));
+        }
+        assert_eq!(Packet::parse(&out[..BRIEF_HEADER_BYTES]).unwrap_err(), Error::NotOpus);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Ledger {
     /// Enters a frame. The stages add up to the whole by construction: the time in the jitter buffer is what the others
     /// leave, and for a copy it holds the wait for the copy as well.
     pub fn enter(&mut self, trace: &Trace, heard: Heard) {
-        let Some(clock) = self.clock else { return };
+        let Some(clock) = self.clock.filter(|_| trace.is_known) else { return };
         let arrived = i64::try_from(trace.arrived.0).unwrap_or(i64::MAX);
         let captured_there = expand_micros(trace.captured_us, arrived.saturating_add(clock.offset_us));
         let captured = captured_there.saturating_sub(clock.offset_us);
@@ -171,6 +171,7 @@ mod tests {
         let arrived = Micros(9_000_500);
         let captured_there = arrived.0 as i64 + offset_us - 30_000;
         let trace = Trace {
+            is_known: true,
             arrived,
             captured_us: captured_there as u32,
             capture_us: 5_000,

@@ -17,6 +17,8 @@ const STEP: i64 = Samples::MS_2_5.0 as i64;
 /// What is known of the way of a frame, for the latency ledger.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Trace {
+    /// Whether it is known when it was captured: not before the first whole packet came.
+    pub is_known: bool,
     /// When the packet it came in arrived here.
     pub arrived: Micros,
     /// When its first sample was captured, speaker's clock, low 32 bits of microseconds.

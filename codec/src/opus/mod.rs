@@ -37,6 +37,10 @@ impl Application {
     }
 }
 
+/// How far what is heard lies behind what was put in, by [`Application`].
+const SPEECH_LOOKAHEAD: Samples = Samples(312);
+const LOW_DELAY_LOOKAHEAD: Samples = Samples::MS_2_5;
+
 /// What an Opus packet says of itself in its first byte (RFC 6716 section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PacketInfo {
@@ -46,6 +50,16 @@ pub struct PacketInfo {
     pub speech_mode: bool,
     /// Whether it carries a coarse copy of the packet before it (LBRR).
     pub has_fec: bool,
+}
+
+impl PacketInfo {
+    /// Age of the frame's first sample once it is complete, in steps of 2.5 ms, rounded up, if the coder that it was made by
+    /// is the one for its mode ([`Encoder::lookahead`]).
+    #[must_use]
+    pub fn span(&self) -> u8 {
+        let lookahead = if self.speech_mode { SPEECH_LOOKAHEAD } else { LOW_DELAY_LOOKAHEAD };
+        self.duration.plus(lookahead).0.div_ceil(Samples::MS_2_5.0) as u8
+    }
 }
 
 /// Reads an Opus packet's own description; `None` where it is none, or not of 2.5, 5, 10 or 20 ms.

@@ -21,7 +21,7 @@ use self::{
     plans::{plan, plans},
 };
 use crate::{
-    frame::{FRAME_HEADER_BYTES, HEADER_BYTES, MAX_PACKET_BYTES, STEP},
+    frame::{BRIEF_HEADER_BYTES, FRAME_HEADER_BYTES, HEADER_BYTES, MAX_PACKET_BYTES, STEP},
     opus::Application,
     report::{PathStats, Report},
     time::{Micros, SAMPLE_RATE, Samples},
@@ -95,10 +95,26 @@ impl Policy {
         (u64::from(self.bitrate) * u64::from(self.frame.0)).div_ceil(u64::from(SAMPLE_RATE) * 8) as usize
     }
 
-    /// Bytes of a packet before sealing.
+    /// Bytes of most packets before sealing.
     #[must_use]
     pub fn packet_bytes(&self) -> usize {
+        if self.is_plain() {
+            BRIEF_HEADER_BYTES + self.frame_bytes()
+        } else {
+            self.bytes_with(self.copies.len())
+        }
+    }
+
+    /// Bytes of a packet with all that it may say, before sealing.
+    #[must_use]
+    pub fn whole_bytes(&self) -> usize {
         self.bytes_with(self.copies.len())
+    }
+
+    /// Whether no packet carries copies: most are brief then.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.copies.is_empty() && self.half.is_empty()
     }
 
     fn bytes_with(&self, copies: usize) -> usize {

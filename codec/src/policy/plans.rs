@@ -18,11 +18,12 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
     const MS_20: Samples = Samples::MS_20;
     match (profile, grade) {
         (Profile::Talk, Grade::Clean) => &[
-            (MS_5, LowDelay, 64, false, &[], &[]),
+            (MS_5, LowDelay, 52, false, &[], &[]),
             (MS_10, LowDelay, 64, false, &[], &[]),
             (MS_10, Voip, 32, false, &[], &[]),
             (MS_20, Voip, 32, false, &[], &[]),
             (MS_20, Voip, 24, false, &[], &[]),
+            (MS_20, Voip, 20, false, &[], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
         ],
         (Profile::Talk, Grade::Light) => &[

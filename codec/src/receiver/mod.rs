@@ -141,6 +141,8 @@ pub struct Receiver {
     pulled: i64,
     last_pull: Option<(Micros, usize)>,
     stream: Option<Stream>,
+    /// The newest whole header: brief packets go by it.
+    known: Option<Header>,
     strays: u32,
     stray: i64,
     /// Sound was left out: what comes next is faded into.
@@ -203,6 +205,7 @@ impl Receiver {
             pulled: 0,
             last_pull: None,
             stream: None,
+            known: None,
             strays: 0,
             stray: 0,
             leapt: false,
@@ -248,6 +251,7 @@ impl Receiver {
                 return Err(error);
             }
         };
+        let packet = self.completed(packet);
         let header = packet.header;
         let at = self.unwrapped(header.media_time);
         let Some(main) = packet.frames().next().and_then(|f| inspect(f.opus)) else {
@@ -365,9 +369,23 @@ impl Receiver {
 
     // Packets in.
 
-    /// Position without the wrap, near the newest one.
+    /// The packet with what a brief one leaves out, as far as whole ones have said it.
+    fn completed<'a>(&mut self, packet: Packet<'a>) -> Packet<'a> {
+        if packet.is_brief() {
+            return self.known.map_or(packet, |known| packet.after(&known));
+        }
+        self.known = Some(packet.header);
+        packet
+    }
+
+    /// Position without the wrap, near the newest one. A stream that began with a brief packet knows the low bits only.
     fn unwrapped(&self, wire: MediaTime) -> i64 {
-        self.stream.map_or(0, |s| s.at.saturating_add(wire.since(s.wire).into()))
+        let Some(stream) = &self.stream else { return 0 };
+        let near = stream.at.saturating_add(wire.since_low(stream.wire).into());
+        if self.packets.in_range(near, stream.decoded) {
+            return near;
+        }
+        stream.at.saturating_add(wire.since(stream.wire).into())
     }
 
     /// Counts packets out of range that agree with each other; true where there are enough to start anew.
@@ -464,6 +482,7 @@ impl Receiver {
                 continue;
             };
             let trace = Trace {
+                is_known: self.known.is_some(),
                 arrived,
                 captured_us: header.captured_us.wrapping_sub(Samples(back as u32).as_micros() as u32),
                 capture_us: u32::from(header.capture_delay) * 10,

@@ -10,29 +10,30 @@
 //!    frame and copies again: one more chance where a burst of loss lets some through. Of each of the two kinds all
 //!    packets of one policy are equally long.
 
+mod ring;
+
+pub use ring::MAX_CAPTURED;
+
+use self::ring::Ring;
 use crate::{
     error::Error,
-    frame::{self, FRAME_HEADER_BYTES, Frame, HEADER_BYTES, Header, MAX_COPIES, STEP},
+    frame::{self, FRAME_HEADER_BYTES, Frame, HEADER_BYTES, Header, MAX_COPIES, STEP, WHOLE_EVERY},
     levels::{Dbov, Meter},
-    opus::{Application, Encoder, EncoderSettings},
+    opus::{Application, Encoder, EncoderSettings, inspect},
     policy::{Controller, Delay, Policy, Profile},
     report::{PathStats, Report},
-    time::{MediaTime, Micros, SAMPLE_RATE, Samples},
+    time::{MediaTime, Micros, Samples},
 };
 use std::collections::VecDeque;
 
-/// Captured audio kept: history to prime encoders with, and what waits to be encoded.
-pub const MAX_CAPTURED: Samples = Samples::from_ms(500);
 /// Audio that may wait to be encoded. Beyond it the oldest is dropped: better a gap than a lag.
 pub const MAX_BACKLOG: Samples = Samples::from_ms(200);
 /// Longer frames are announced for so long before they come.
 pub const ANNOUNCE_US: u64 = 200_000;
-/// A capture time so far from where it should be is a gap or a new clock, not jitter.
-const CLOCK_JUMP_US: f64 = 100_000.0;
-/// A silence longer than this is not kept in the timeline sample by sample.
-const MAX_JUMP: f64 = 3600.0 * SAMPLE_RATE as f64;
 /// Length of history that a newly chosen encoder hears before its first frame.
 const PRIMING: Samples = Samples::from_ms(40);
+/// Packets that are whole at the start and after every change, in case some of them are lost.
+const WHOLE_FIRST: u32 = 4;
 /// Muting fades over so many samples.
 const MUTE_FADE: f32 = 240.0;
 
@@ -122,6 +123,8 @@ pub struct Sender {
     /// The span that packets announce.
     coming: u8,
     sequence: u32,
+    /// Packets that are to be whole before brief ones follow.
+    whole: u32,
     sent: VecDeque<Sent>,
     scratch: Vec<f32>,
     muted: bool,
@@ -160,6 +163,7 @@ impl Sender {
             half_due: None,
             coming: 0,
             sequence: 0,
+            whole: WHOLE_FIRST,
             sent: VecDeque::with_capacity(MAX_COPIES + 1),
             scratch: Vec::with_capacity(Samples::MS_20.interleaved(channels)),
             muted: false,
@@ -180,6 +184,7 @@ impl Sender {
             self.stats.capture_gaps += 1;
             self.next += gap;
             self.ring.skip(gap);
+            self.whole = WHOLE_FIRST;
         }
         let target = if self.muted { 0.0 } else { 1.0 };
         let (fading, rest) = if self.gain == target {
@@ -320,6 +325,10 @@ impl Sender {
             span: self.policy.span(lookahead),
             coming: self.coming,
         };
+        if self.may_be_brief(&header) {
+            frame::write_brief(&header, &main.opus, out);
+            return Some(self.count(now, &header, captured_at, frame, lookahead));
+        }
         let offsets = if half { &self.policy.half } else { &self.policy.copies };
         let size = HEADER_BYTES + (1 + offsets.len()) * (FRAME_HEADER_BYTES + main.opus.len());
         let copies = offsets.iter().filter_map(|back| {
@@ -329,17 +338,38 @@ impl Sender {
             Some(Frame { back: u8::try_from(distance / u64::from(STEP.0)).ok()?, opus: &copy.opus })
         });
         frame::write(&header, std::iter::once(Frame { back: 0, opus: &main.opus }).chain(copies), size, out);
+        Some(self.count(now, &header, captured_at, frame, lookahead))
+    }
+
+    /// Whether the packet says nothing that the last whole one did not.
+    fn may_be_brief(&self, header: &Header) -> bool {
+        let is_due = header.sequence.is_multiple_of(WHOLE_EVERY);
+        let is_known = self.whole == 0 && header.span == header.coming;
+        let says_span = |sent: &Sent| inspect(&sent.opus).is_some_and(|info| info.span() == header.span);
+        self.policy.is_plain() && is_known && !is_due && self.sent.back().is_some_and(says_span)
+    }
+
+    /// Counts a packet that was written.
+    fn count(
+        &mut self,
+        now: Micros,
+        header: &Header,
+        captured_at: Micros,
+        frame: Samples,
+        lookahead: Samples,
+    ) -> Encoded {
         self.sequence = self.sequence.wrapping_add(1);
+        self.whole = self.whole.saturating_sub(1);
         self.stats.packets += 1;
-        Some(Encoded {
+        Encoded {
             sequence: header.sequence,
             media_time: header.media_time,
             captured_at,
             frame,
-            level,
+            level: header.level,
             started_at: now,
             lookahead,
-        })
+        }
     }
 
     fn encoder(&self) -> &Encoder {
@@ -370,6 +400,7 @@ impl Sender {
             }
             self.policy = wanted;
             self.half_due = None;
+            self.whole = WHOLE_FIRST;
             self.stats.switches += u64::from(!same_coder);
             self.fresh |= !same_coder;
             let _ = self.configure(self.fresh);
@@ -421,227 +452,5 @@ fn tens(us: u64) -> u16 {
     u16::try_from(us.saturating_add(5) / 10).unwrap_or(u16::MAX)
 }
 
-/// The newest [`MAX_CAPTURED`] of what was captured, by position since the start.
-#[derive(Debug)]
-struct Ring {
-    channels: usize,
-    pcm: Vec<f32>,
-    /// Position after the newest sample.
-    end: u64,
-    /// A position and when it was captured, in microseconds.
-    anchor: Option<(u64, f64)>,
-}
-
-impl Ring {
-    fn new(channels: usize) -> Self {
-        Self { channels, pcm: vec![0.0; MAX_CAPTURED.interleaved(channels)], end: 0, anchor: None }
-    }
-
-    /// Notes when the sample after the newest was captured. Jitter of that statement is averaged away. Gives the number
-    /// of samples (whole steps) that are missing before it, where capture stood still.
-    fn place(&mut self, captured_at: Micros) -> u64 {
-        let stated = captured_at.0 as f64;
-        let Some(expected) = self.time_of(self.end) else {
-            self.anchor = Some((self.end, stated));
-            return 0;
-        };
-        let error = stated - expected;
-        if error.abs() < CLOCK_JUMP_US {
-            self.anchor = Some((self.end, expected + error / 16.0));
-            return 0;
-        }
-        let steps = (error * f64::from(SAMPLE_RATE) / 1e6).clamp(0.0, MAX_JUMP) / f64::from(STEP.0);
-        let gap = steps as u64 * u64::from(STEP.0);
-        self.anchor = Some((self.end + gap, stated));
-        gap
-    }
-
-    fn skip(&mut self, gap: u64) {
-        self.pcm.fill(0.0);
-        self.end += gap;
-    }
-
-    /// Adds whole samples.
-    fn push(&mut self, pcm: &[f32], gain: f32) {
-        for part in pcm.chunks(self.pcm.len()) {
-            let (samples, at) = (part.len() / self.channels, self.index(self.end));
-            let (first, second) = part.split_at((self.pcm.len() - at).min(samples * self.channels));
-            for (from, part) in [(at, first), (0, second)] {
-                for (slot, s) in self.pcm.iter_mut().skip(from).zip(part) {
-                    *slot = if s.is_finite() { s.clamp(-1.0, 1.0) * gain } else { 0.0 };
-                }
-            }
-            self.end += samples as u64;
-        }
-    }
-
-    /// Copies `length` from position `at` on; what lies outside the ring is silence.
-    fn read(&self, at: u64, length: Samples, out: &mut Vec<f32>) {
-        out.clear();
-        let oldest = self.end.saturating_sub(u64::from(MAX_CAPTURED.0));
-        let until = at + u64::from(length.0);
-        let (from, to) = (at.clamp(oldest, self.end), until.clamp(oldest, self.end));
-        out.resize(from.min(until).saturating_sub(at) as usize * self.channels, 0.0);
-        let begin = self.index(from);
-        let end = begin + (to - from) as usize * self.channels;
-        out.extend(self.pcm.iter().take(end).skip(begin));
-        out.extend(self.pcm.iter().take(end.saturating_sub(self.pcm.len())));
-        out.resize(length.interleaved(self.channels), 0.0);
-    }
-
-    fn captured_at(&self, position: u64) -> Micros {
-        Micros(self.time_of(position).map_or(0, |us| us.max(0.0).round() as u64))
-    }
-
-    fn time_of(&self, position: u64) -> Option<f64> {
-        let (anchor, us) = self.anchor?;
-        Some(us + (position as f64 - anchor as f64) * 1e6 / f64::from(SAMPLE_RATE))
-    }
-
-    fn index(&self, position: u64) -> usize {
-        (position % u64::from(MAX_CAPTURED.0)) as usize * self.channels
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::frame::Packet;
-
-    /// Feeds `ms` of a tone in 2.5 ms periods and collects all packets with their moment.
-    fn run(
-        sender: &mut Sender,
-        from: &mut u64,
-        ms: u32,
-        mut each: impl FnMut(&mut Sender, Micros),
-    ) -> Vec<(Encoded, Vec<u8>)> {
-        let mut packets = Vec::new();
-        let mut out = Vec::new();
-        for _ in 0..ms * 2 / 5 {
-            let pcm: Vec<f32> = (0..120).map(|i| ((*from + i) as f32 * 0.03).sin() * 0.3).collect();
-            let captured_at = Micros(*from * 125 / 6);
-            *from += 120;
-            let now = Micros(*from * 125 / 6);
-            sender.handle_capture(&pcm, captured_at);
-            each(sender, now);
-            while let Some(encoded) = sender.poll_packet(now, &mut out) {
-                packets.push((encoded, out.clone()));
-            }
-        }
-        packets
-    }
-
-    #[test]
-    fn packets_follow_each_other_without_gap_and_say_when_they_were_captured() {
-        let start = MediaTime(u32::MAX - 1000);
-        let mut sender = Sender::new(SenderConfig { start, ..SenderConfig::default() }).unwrap();
-        let packets = run(&mut sender, &mut 0, 200, |_, _| ());
-        assert!(packets.len() >= 38);
-        for (i, (encoded, bytes)) in packets.iter().enumerate() {
-            let header = Packet::parse(bytes).unwrap().header;
-            assert_eq!(encoded.media_time, start.plus(Samples(i as u32 * 240)));
-            assert_eq!(header.media_time, encoded.media_time);
-            let captured = Samples(i as u32 * 240).as_micros();
-            assert!(captured.abs_diff(header.captured_us.into()) < 20);
-            let done = header.captured_us as u64
-                + 10 * (u64::from(header.capture_delay) + u64::from(header.encode_delay));
-            assert!(done.abs_diff(encoded.started_at.0) < 30, "the account closes");
-            assert_eq!(header.encode_delay, 250);
-            assert!(header.capture_delay <= 760, "{}", header.capture_delay);
-            assert_eq!(bytes.len(), packets[0].1.len());
-            assert_eq!(header.span, 3);
-        }
-    }
-
-    #[test]
-    fn loss_brings_longer_frames_and_copies_announced_beforehand_in_one_seamless_stream() {
-        let mut sender = Sender::new(SenderConfig::default()).unwrap();
-        let mut at = 0;
-        let mut packets = run(&mut sender, &mut at, 500, |_, _| ());
-        let lossy = Report { received: 80, lost: 20, ..Report::default() };
-        let asked_at = Micros(at * 125 / 6);
-        sender.handle_report(asked_at, 1, &lossy);
-        packets.extend(run(&mut sender, &mut at, 2000, |_, _| ()));
-        sender.forget_peer(1);
-        packets.extend(run(&mut sender, &mut at, 500, |_, _| ()));
-        let mut expected = packets[0].0.media_time;
-        let mut sizes = Vec::new();
-        for (encoded, bytes) in &packets {
-            assert_eq!(encoded.media_time, expected, "neither gap nor overlap");
-            expected = expected.plus(encoded.frame);
-            let packet = Packet::parse(bytes).unwrap();
-            let info = crate::opus::inspect(packet.frames().next().unwrap().opus).unwrap();
-            assert_eq!(info.duration, encoded.frame);
-            sizes.push(bytes.len());
-            if encoded.frame == Samples::MS_20 {
-                assert!(encoded.started_at.since(asked_at) >= ANNOUNCE_US);
-                assert_eq!(packet.header.span, 11);
-            } else if encoded.started_at > asked_at && encoded.started_at.since(asked_at) < ANNOUNCE_US {
-                assert_eq!((packet.header.span, packet.header.coming), (3, 11));
-            }
-        }
-        sizes.dedup();
-        assert_eq!(sizes.len(), 3, "one size per policy, first packets without copies too: {sizes:?}");
-        let full = packets.iter().filter(|(_, b)| Packet::parse(b).unwrap().copies() == 4).count();
-        assert!(full > 80, "{full}");
-        assert_eq!(packets.last().unwrap().0.frame, Samples::MS_5);
-        assert_eq!(sender.stats().switches, 2);
-    }
-
-    #[test]
-    fn copies_are_the_very_bytes_of_the_older_packets() {
-        let mut sender = Sender::new(SenderConfig::default()).unwrap();
-        let lossy = Report { received: 90, lost: 10, ..Report::default() };
-        sender.handle_report(Micros(0), 1, &lossy);
-        let packets = run(&mut sender, &mut 0, 1000, |_, _| ());
-        let mut checked = 0;
-        for (encoded, bytes) in &packets {
-            for copy in Packet::parse(bytes).unwrap().frames().skip(1) {
-                let of = encoded.media_time.minus(Samples(u32::from(copy.back) * 120));
-                let original = packets.iter().find(|(e, _)| e.media_time == of).unwrap();
-                assert_eq!(Packet::parse(&original.1).unwrap().frames().next().unwrap().opus, copy.opus);
-                checked += 1;
-            }
-        }
-        assert!(checked > 70);
-    }
-
-    #[test]
-    fn muting_silences_but_keeps_the_packets_coming_and_their_size() {
-        let mut sender = Sender::new(SenderConfig::default()).unwrap();
-        let mut at = 0;
-        let loud = run(&mut sender, &mut at, 100, |_, _| ());
-        sender.set_muted(true);
-        let muted = run(&mut sender, &mut at, 100, |_, _| ());
-        assert_eq!(muted.last().unwrap().0.level, Dbov::SILENCE);
-        assert_eq!(muted.last().unwrap().1.len(), loud[0].1.len());
-        sender.set_muted(false);
-        assert!(run(&mut sender, &mut at, 100, |_, _| ()).last().unwrap().0.level > Dbov::new(-20));
-    }
-
-    #[test]
-    fn a_capture_that_stood_still_moves_the_timeline_and_a_stalled_poller_loses_the_oldest() {
-        let mut sender = Sender::new(SenderConfig::default()).unwrap();
-        let mut out = Vec::new();
-        sender.handle_capture(&[0.1; 4800], Micros(0));
-        while sender.poll_packet(Micros(100_000), &mut out).is_some() {}
-        let mut first = None;
-        sender.handle_capture(&[0.1; 4800], Micros(1_100_000));
-        while let Some(encoded) = sender.poll_packet(Micros(1_200_000), &mut out) {
-            first.get_or_insert(encoded);
-        }
-        let first = first.unwrap();
-        assert!(first.captured_at.0.abs_diff(1_100_000) < 10_000, "{first:?}");
-        assert_eq!(sender.stats().capture_gaps, 1);
-
-        for i in 0..20 {
-            sender.handle_capture(&[f32::NAN; 4800], Micros(1_200_000 + i * 100_000));
-        }
-        let mut waiting = 0;
-        while sender.poll_packet(Micros(3_200_000), &mut out).is_some() {
-            waiting += 1;
-        }
-        assert!(waiting <= 2, "{waiting}");
-        assert_eq!(sender.stats().overruns, 1);
-    }
-}
+mod tests;

@@ -21,8 +21,8 @@
 //!
 //! ```text
 //!   0        kind           2 = brief voice
-//!   1        sequence       its low 8 bits
-//!   2..5     media_time     its low 24 bits
+//!   1..3     sequence       its low 16 bits
+//!   3..5     media_time     its low 16 bits
 //!   5..      one Opus packet, to the end
 //! ```
 //!
@@ -110,20 +110,22 @@ pub struct Header {
 }
 
 impl Header {
-    /// What a brief packet with a frame of this length means after `known`, the newest whole header of the same speaker: the
-    /// high bits of its numbers, and when it was captured. Right within 170 s of it; its number is the one nearest to where
-    /// the stream would be had it gone on as it was.
+    /// What a brief packet with a frame of this length means after `known`, the header of a packet shortly before: the high
+    /// bits of its numbers, and when it was captured. Its position is the one nearest to where the stream would be had it
+    /// gone on, frame by frame.
     #[must_use]
     fn completed(self, known: &Self, frame: Samples) -> Self {
-        let media = self.media_time.since_low(known.media_time);
-        let length = i32::try_from(frame.0).unwrap_or(i32::MAX);
-        let expected = known.sequence.wrapping_add_signed(media.checked_div(length).unwrap_or(0));
-        let beside = self.sequence.wrapping_sub(expected) as u8;
+        let ahead = i32::from((self.sequence.wrapping_sub(known.sequence) as u16).cast_signed());
+        let length = i32::try_from(frame.0).unwrap_or(0);
+        let expected = MediaTime(known.media_time.0.wrapping_add_signed(ahead.saturating_mul(length)));
+        let media_time =
+            MediaTime(expected.0.wrapping_add_signed(self.media_time.since_low(expected).into()));
+        let media = media_time.since(known.media_time);
         // 125 us are 6 samples.
         let captured = i64::from(media).saturating_mul(125).wrapping_div(6);
         Self {
-            sequence: expected.wrapping_add_signed(beside.cast_signed().into()),
-            media_time: MediaTime(known.media_time.0.wrapping_add_signed(media)),
+            sequence: known.sequence.wrapping_add_signed(ahead),
+            media_time,
             captured_us: known.captured_us.wrapping_add(captured as u32),
             capture_delay: known.capture_delay,
             encode_delay: known.encode_delay,
@@ -207,14 +209,15 @@ impl<'a> Packet<'a> {
 
     /// What follows the kind of a brief packet; `None` where it is cut short.
     fn parse_brief(mut rest: &'a [u8]) -> Option<Result<Self, Error>> {
-        let [sequence, a, b, c] = take(&mut rest)?;
+        let sequence = u16::from_be_bytes(take(&mut rest)?);
+        let media_time = u16::from_be_bytes(take(&mut rest)?);
         let (Some(info), Some(toc)) = (inspect(rest), rest.first()) else {
             return Some(Err(Error::NotOpus));
         };
         let header = Header {
             channels: if toc & 4 == 0 { 1 } else { 2 },
             sequence: sequence.into(),
-            media_time: MediaTime(u32::from_be_bytes([0, a, b, c])),
+            media_time: MediaTime(media_time.into()),
             captured_us: 0,
             capture_delay: 0,
             encode_delay: 0,
@@ -232,7 +235,8 @@ impl<'a> Packet<'a> {
         self.brief
     }
 
-    /// The packet with all that it left out because `known`, the newest whole header of its speaker, says it already.
+    /// The packet with all that it left out because `known` says it already: a whole header of the same speaker, or one
+    /// completed by it.
     #[must_use]
     pub fn after(self, known: &Header) -> Self {
         match inspect(self.frames).filter(|_| self.brief) {
@@ -317,10 +321,10 @@ pub fn write<'a>(
 
 /// Writes a brief packet into `out`, which is cleared first.
 pub fn write_brief(header: &Header, opus: &[u8], out: &mut Vec<u8>) {
-    let [_, a, b, c] = header.media_time.0.to_be_bytes();
     out.clear();
     out.push(KIND_BRIEF);
-    out.extend_from_slice(&[header.sequence as u8, a, b, c]);
+    out.extend_from_slice(&(header.sequence as u16).to_be_bytes());
+    out.extend_from_slice(&(header.media_time.0 as u16).to_be_bytes());
     out.extend_from_slice(opus);
 }
 
@@ -376,7 +380,7 @@ mod tests {
         let opus = [0xe0, 1, 2, 3];
         let mut out = Vec::new();
         for (packets, samples) in
-            [(1i32, 120i32), (-1, -120), (60, 7_200), (60, 14_400), (-40, -4_800), (20_000, 2_400_000)]
+            [(1i32, 120i32), (-1, -120), (60, 7_200), (60, 30_000), (-40, -4_800), (20_000, 2_400_000)]
         {
             let known = header();
             let sent = Header {

@@ -94,10 +94,10 @@ impl MediaTime {
         self.0.wrapping_sub(earlier.0) as i32
     }
 
-    /// The same where only the low 24 bits of one of the two are known; right while they lie within 174 s.
+    /// The same where only the low 16 bits of one of the two are known; right while they lie within 0.68 s.
     #[must_use]
-    pub const fn since_low(self, earlier: Self) -> i32 {
-        (self.0.wrapping_sub(earlier.0) << 8).cast_signed() >> 8
+    pub const fn since_low(self, earlier: Self) -> i16 {
+        (self.0.wrapping_sub(earlier.0) as u16).cast_signed()
     }
 
     /// Whether this position comes later than `other`.

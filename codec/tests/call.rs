@@ -272,6 +272,24 @@ fn packets_that_come_twice_are_played_once() {
 }
 
 #[test]
+fn who_comes_in_the_middle_hears_at_once_and_knows_the_delay_after_a_third_of_a_second() {
+    let mut call = Call::new(16, Link::of_ms(10));
+    call.run_for(5.003);
+    for moment in 0..40 {
+        call.receiver = Receiver::new(ReceiverConfig::default()).unwrap();
+        call.receiver.set_clock(Some(ClockOffset { offset_us: lab::CLOCK_OFFSET_US, error_us: 100 }));
+        call.played.clear();
+        call.run_for(0.05);
+        assert!(call.played.iter().any(|p| p.first_audio), "{moment}");
+        call.run_for(0.35);
+        let stats = call.receiver.stats();
+        assert_eq!((stats.totals.concealed_samples, stats.totals.anchors), (0, 1), "{moment}: {stats:?}");
+        assert!((10.0..30.0).contains(&stats.mouth_to_ear_ms.unwrap()), "{moment}: {stats:?}");
+        call.run_for(0.018);
+    }
+}
+
+#[test]
 fn all_packets_of_one_policy_have_one_size() {
     let mut call = Call::new(12, Link::of_ms(10));
     call.run_for(5.0);

@@ -125,8 +125,13 @@ fn through(call: &mut Call) {
 
 /// The main frame's Opus packet is replaced; copies go.
 fn with_main(packet: &mut Vec<u8>, opus: &[u8]) {
-    let header = Packet::parse(packet).unwrap().header;
-    frame::write(&header, [Frame { back: 0, opus }], 0, packet);
+    let parsed = Packet::parse(packet).unwrap();
+    let header = parsed.header;
+    if parsed.is_brief() {
+        frame::write_brief(&header, opus, packet);
+    } else {
+        frame::write(&header, [Frame { back: 0, opus }], 0, packet);
+    }
 }
 
 #[test]
@@ -137,7 +142,10 @@ fn malformed_opus_costs_its_own_frame_and_nothing_after_it() {
         if n.is_multiple_of(3) {
             match n % 12 {
                 // Bits turned all over the frame; the first byte stays, so it still looks like one.
-                0 => packet.iter_mut().skip(26).for_each(|byte| *byte ^= 0xa5),
+                0 => {
+                    let skip = if packet[0] == frame::KIND_BRIEF { 6 } else { 26 };
+                    packet.iter_mut().skip(skip).for_each(|byte| *byte ^= 0xa5);
+                }
                 // A frame of one byte: nothing to decode.
                 3 => with_main(packet, &[0xe4]),
                 // Two frames of unequal length, of which the first is longer than the packet.
@@ -225,9 +233,17 @@ fn frames_longer_than_20_ms_are_refused_and_cost_only_themselves() {
 
 /// Moves a packet's position on the speaker's clock.
 fn moved(packet: &mut [u8], by: i64) {
-    let Some(field) = packet.get_mut(6..10) else { return };
-    let at = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
-    field.copy_from_slice(&at.wrapping_add(by as u32).to_be_bytes());
+    let is_brief = packet[0] == frame::KIND_BRIEF;
+    shift(&mut packet[if is_brief { 3..5 } else { 6..10 }], by as u32);
+}
+
+/// Adds to a big-endian number of any length.
+fn shift(field: &mut [u8], by: u32) {
+    let mut number = [0; 4];
+    let skip = 4 - field.len();
+    number[skip..].copy_from_slice(field);
+    let sum = u32::from_be_bytes(number).wrapping_add(by).to_be_bytes();
+    field.copy_from_slice(&sum[skip..]);
 }
 
 #[test]
@@ -266,10 +282,8 @@ fn the_count_of_packets_wraps_without_a_loss() {
     let mut call = call();
     call.tamper = Some(Box::new(|_, packet, out| {
         let mut packet = packet.to_vec();
-        if let Some(field) = packet.get_mut(2..6) {
-            let n = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
-            field.copy_from_slice(&n.wrapping_add(u32::MAX - 1_100).to_be_bytes());
-        }
+        let is_brief = packet[0] == frame::KIND_BRIEF;
+        shift(&mut packet[if is_brief { 1..3 } else { 2..6 }], u32::MAX - 1_100);
         out.push(packet);
     }));
     let mut call = is_survived("sequence wraps", call, through);

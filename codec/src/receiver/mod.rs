@@ -141,7 +141,7 @@ pub struct Receiver {
     pulled: i64,
     last_pull: Option<(Micros, usize)>,
     stream: Option<Stream>,
-    /// The newest whole header: brief packets go by it.
+    /// The last packet's header, once one was whole: brief packets go by it.
     known: Option<Header>,
     strays: u32,
     stray: i64,
@@ -371,21 +371,30 @@ impl Receiver {
 
     /// The packet with what a brief one leaves out, as far as whole ones have said it.
     fn completed<'a>(&mut self, packet: Packet<'a>) -> Packet<'a> {
-        if packet.is_brief() {
-            return self.known.map_or(packet, |known| packet.after(&known));
+        if let Some(known) = &self.known {
+            let packet = packet.after(known);
+            self.known = Some(packet.header);
+            return packet;
         }
+        // A stream that began with a brief packet knows low bits only.
+        let Some(stream) = &mut self.stream else {
+            self.known = Some(packet.header).filter(|_| !packet.is_brief());
+            return packet;
+        };
+        let since = i32::from(packet.header.media_time.since_low(stream.wire));
+        if packet.is_brief() {
+            let mut packet = packet;
+            packet.header.media_time = MediaTime(stream.wire.0.wrapping_add_signed(since));
+            return packet;
+        }
+        stream.wire = MediaTime(packet.header.media_time.0.wrapping_add_signed(since.wrapping_neg()));
         self.known = Some(packet.header);
         packet
     }
 
-    /// Position without the wrap, near the newest one. A stream that began with a brief packet knows the low bits only.
+    /// Position without the wrap, near the newest one.
     fn unwrapped(&self, wire: MediaTime) -> i64 {
-        let Some(stream) = &self.stream else { return 0 };
-        let near = stream.at.saturating_add(wire.since_low(stream.wire).into());
-        if self.packets.in_range(near, stream.decoded) {
-            return near;
-        }
-        stream.at.saturating_add(wire.since(stream.wire).into())
+        self.stream.map_or(0, |s| s.at.saturating_add(wire.since(s.wire).into()))
     }
 
     /// Counts packets out of range that agree with each other; true where there are enough to start anew.

@@ -434,8 +434,10 @@ impl Session {
                     if leave {
                         let goodbye = WatchRequest { leave: Some(Empty {}), ..WatchRequest::default() };
                         send(&mut writer, &goodbye).await?;
-                        // The goodbye is out; how the stream ends makes no difference.
                         let _ = writer.close().await;
+                        // The server ends its side when it has taken the goodbye: a connection closed before that would
+                        // take with it what is still on its way.
+                        while let Some(Ok(Ok(_))) = messages.next().await {}
                         return Err(End::Left);
                     }
                     if self.wish.borrow().door != door {

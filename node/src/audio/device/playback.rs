@@ -222,13 +222,17 @@ impl LivePlayback {
         (self.last.count > 0 && self.stamps.is_empty() && now_ns > due_ns + patience_ns).then_some(due_ns)
     }
 
-    /// Frames at 48 kHz that are wanted now, whole periods.
+    /// Frames at 48 kHz that are wanted now: just what is short, as more would be older when it is heard; whole periods where
+    /// the rate is converted.
     fn space(&mut self, now_ns: u64) -> usize {
         self.listen(now_ns);
         let margin = ns_frames(self.pace.margin_ns, self.facts.rate_hz);
         let soon = now_ns + self.pace.lead_ns >= self.next_callback_ns();
         let level = if soon { self.burst() + margin } else { margin };
         let short = level.saturating_sub(self.queued());
+        if self.convert.is_none() {
+            return short as usize;
+        }
         let period = u64::from(self.shape.period);
         let short_48k = (short * u64::from(RATE_HZ)).div_ceil(u64::from(self.facts.rate_hz));
         (short_48k.div_ceil(period) * period) as usize

@@ -10,7 +10,11 @@ use pulseaudio::protocol::{
     self, AuthParams, AuthReply, Command, CommandReply, Descriptor, Prop, Props, ProtocolError,
     SetClientNameReply, TagStructReader,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net;
+
+use crate::audio::clock::monotonic_ns;
 
 /// Longest time, in all, for the greeting and the answers while nothing plays yet.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -164,6 +168,23 @@ impl Connection {
     pub(crate) fn patient(&mut self) -> Result<(), Error> {
         self.reader.get_mut().until = None;
         Ok(self.reader.get_ref().stream.set_read_timeout(None)?)
+    }
+
+    /// Whether the server says something before this moment, CLOCK_MONOTONIC ns. Waits until either.
+    ///
+    /// # Errors
+    /// [`Error::Gone`]
+    pub(crate) fn speaks_before(&self, at_ns: u64) -> Result<bool, Error> {
+        if !self.reader.buffer().is_empty() {
+            return Ok(true);
+        }
+        let left = Timespec::try_from(Duration::from_nanos(at_ns.saturating_sub(monotonic_ns())));
+        let mut socket = [PollFd::new(&self.reader.get_ref().stream, PollFlags::IN)];
+        match poll(&mut socket, left.ok().as_ref()) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(Error::Gone(error.into())),
+        }
     }
 
     /// Sends a command and waits for its answer; what else comes meanwhile is passed over.

@@ -1,6 +1,9 @@
 //! A playback stream. The server asks for sound as it is played and keeps a queue; how full that queue is, is up to us:
-//! we answer each request as soon as it is here, and hold back what would only lie in the queue. A queue that runs
-//! empty is made longer; after quiet time it is made shorter again.
+//! we hold back what would only lie in the queue. A queue that runs empty is made longer; after quiet time it is made
+//! shorter again.
+//!
+//! PulseAudio is answered at once. PipeWire works in rounds: it asks right after it has taken what it needs, and takes
+//! the answer a round later. The answer is held back until shortly before that, which saves most of a round.
 
 use std::sync::mpsc::Sender;
 use std::time::SystemTime;
@@ -8,7 +11,7 @@ use std::time::SystemTime;
 use pulseaudio::protocol::stream::{BufferAttr, StreamFlags};
 use pulseaudio::protocol::{
     self, Command, CorkStreamParams, CreatePlaybackStreamReply, LatencyParams, PlaybackLatency,
-    PlaybackStreamParams, SetPlaybackStreamBufferAttrParams, SetPlaybackStreamBufferAttrReply,
+    PlaybackStreamParams, ServerInfo, SetPlaybackStreamBufferAttrParams, SetPlaybackStreamBufferAttrReply,
     TagStructReader,
 };
 
@@ -29,6 +32,16 @@ const MAX_FILL: usize = 9_600;
 const MAX_QUEUE: u32 = 4_800;
 /// What the queue holds at first beyond one request, frames: 2 ms to answer in.
 const FIRST_MARGIN: u32 = 96;
+/// The same where answers are held back, frames.
+const FIRST_MARGIN_HOLDING: u32 = 48;
+/// An answer that is held back goes out so long before it is taken…
+const FIRST_GUARD_NS: u64 = 1_500_000;
+/// …and so much earlier after each time that it was too late…
+const GUARD_STEP_NS: u64 = 500_000;
+/// …but never later than this.
+const LEAST_GUARD_NS: u64 = 1_000_000;
+/// Rounds shorter than this are answered at once.
+const LEAST_ROUND_NS: u64 = 4_000_000;
 /// A queue that ran empty becomes longer by this, frames…
 const WIDEN: u32 = 48;
 /// …at most once in this time: one stall empties it many times.
@@ -62,6 +75,8 @@ pub(crate) fn open_playback<L>(
         props: props(),
         ..PlaybackStreamParams::default()
     };
+    let about: ServerInfo = connection.ask(&Command::GetServerInfo).map_err(refused)?;
+    let in_rounds = about.server_name.is_some_and(|name| name.to_string_lossy().contains("PipeWire"));
     let reply: CreatePlaybackStreamReply =
         connection.ask(&Command::CreatePlaybackStream(wanted)).map_err(refused)?;
     let request = (reply.buffer_attr.minimum_request_length / frame as u32).min(MAX_QUEUE);
@@ -80,12 +95,14 @@ pub(crate) fn open_playback<L>(
         samples: vec![0.0; MAX_FILL * usize::from(shape.channels)],
         bytes: vec![0; protocol::DESCRIPTOR_SIZE + MAX_FILL * frame],
         wanted: u64::from(reply.requested_bytes) / frame as u64,
-        level: Level::new(request, queue),
+        level: Level::new(request, queue, in_rounds),
+        held: None,
         sent: 0,
         heard_ns: None,
         question: None,
         resizing: None,
         asked_at_ns: 0,
+        asked_about_ns: None,
     };
     let stream = Stream::new(connection, notes, move |connection| play.run(connection)).map_err(refused)?;
     Ok(Opened { stream: keeper::Stream::Pulse(stream), live, beat })
@@ -112,6 +129,8 @@ struct Level {
     queue: u32,
     /// What we let it hold.
     target: u32,
+    /// How long before it is taken an answer goes out, where the server works in rounds.
+    guard_ns: Option<u64>,
     quiet_ns: u64,
     calm_since_ns: u64,
     widened_at_ns: u64,
@@ -120,13 +139,15 @@ struct Level {
 }
 
 impl Level {
-    fn new(request: u32, queue: u32) -> Self {
-        let target = (request + FIRST_MARGIN).min(queue);
+    fn new(request: u32, queue: u32, in_rounds: bool) -> Self {
+        let margin = if in_rounds { FIRST_MARGIN_HOLDING } else { FIRST_MARGIN };
+        let target = (request + margin).min(queue);
         let quiet_ns = *QUIET_NS.start();
         Self {
             request,
             queue,
             target,
+            guard_ns: in_rounds.then_some(FIRST_GUARD_NS),
             quiet_ns,
             calm_since_ns: 0,
             widened_at_ns: 0,
@@ -140,6 +161,17 @@ impl Level {
         u64::from(self.queue.saturating_sub(self.target))
     }
 
+    /// How long the answer to a request for so many frames is held back.
+    fn hold_ns(&self, frames: u64) -> u64 {
+        let round_ns = frames_to_ns(frames);
+        match self.guard_ns {
+            Some(guard_ns) if round_ns >= LEAST_ROUND_NS && frames <= u64::from(self.request) => {
+                round_ns.saturating_sub(guard_ns)
+            }
+            _ => 0,
+        }
+    }
+
     /// The queue ran empty. True where the server must be asked for a longer one.
     fn ran_empty(&mut self, now_ns: u64) -> bool {
         self.calm_since_ns = now_ns;
@@ -151,6 +183,12 @@ impl Level {
         if self.narrowed_at_ns.is_some_and(|at| now_ns.saturating_sub(at) < *QUIET_NS.start()) {
             self.quiet_ns = (self.quiet_ns * 2).min(*QUIET_NS.end());
         }
+        if self.hold_ns(self.request.into()) > 0
+            && let Some(guard_ns) = &mut self.guard_ns
+        {
+            *guard_ns += GUARD_STEP_NS;
+            return false;
+        }
         self.target = (self.target + WIDEN).min(MAX_QUEUE);
         self.target > self.queue
     }
@@ -160,11 +198,18 @@ impl Level {
             self.started_at_ns = Some(now_ns);
             self.calm_since_ns = now_ns;
         }
-        if now_ns.saturating_sub(self.calm_since_ns) >= self.quiet_ns && self.target > self.request {
-            self.target = self.target.saturating_sub(NARROW).max(self.request);
-            self.narrowed_at_ns = Some(now_ns);
-            self.calm_since_ns = now_ns;
+        if now_ns.saturating_sub(self.calm_since_ns) < self.quiet_ns {
+            return;
         }
+        if self.target > self.request {
+            self.target = self.target.saturating_sub(NARROW).max(self.request);
+        } else if let Some(guard_ns) = self.guard_ns.as_mut().filter(|guard| **guard > LEAST_GUARD_NS) {
+            *guard_ns = guard_ns.saturating_sub(GUARD_STEP_NS).max(LEAST_GUARD_NS);
+        } else {
+            return;
+        }
+        self.narrowed_at_ns = Some(now_ns);
+        self.calm_since_ns = now_ns;
     }
 }
 
@@ -181,6 +226,8 @@ struct Play {
     /// Frames that the server has asked for and not got.
     wanted: u64,
     level: Level,
+    /// When the answer that is held back must go out, and when it is taken.
+    held: Option<(u64, u64)>,
     /// Bytes sent so far.
     sent: i64,
     /// When byte 0 of the stream was heard, or would have been, by the server's last word.
@@ -189,6 +236,8 @@ struct Play {
     question: Option<u32>,
     resizing: Option<u32>,
     asked_at_ns: u64,
+    /// The moment that the answer is about, where that is not the one of the question.
+    asked_about_ns: Option<u64>,
 }
 
 impl Play {
@@ -196,6 +245,14 @@ impl Play {
         self.supply(&mut server)?;
         server.tell(&Command::CorkPlaybackStream(CorkStreamParams { channel: self.channel, cork: false }))?;
         loop {
+            if let Some((due_ns, taken_ns)) = self.held
+                && !server.speaks_before(due_ns)?
+            {
+                // A signal wakes it as well; then it goes out a little too early.
+                self.held = None;
+                self.answer(&mut server, taken_ns)?;
+                continue;
+            }
             match server.next()? {
                 // A playback stream gets none: a server that sends some is out of step.
                 Message::Sound(_) => return Err(Error::Refused("sound where none belongs".into())),
@@ -211,7 +268,7 @@ impl Play {
         {
             self.question = None;
             let said: PlaybackLatency = TagStructReader::new(&mut answer, server.version()).read()?;
-            let at_ns = self.asked_at_ns.midpoint(now_ns).cast_signed();
+            let at_ns = self.asked_about_ns.unwrap_or(self.asked_at_ns.midpoint(now_ns)).cast_signed();
             let device_ns = i64::try_from(said.sink_usec).unwrap_or(0).saturating_mul(1_000);
             self.heard_ns = Some(at_ns + device_ns - bytes_ns(said.read_offset, self.frame));
             return Ok(());
@@ -230,15 +287,16 @@ impl Play {
         }
         match server.command() {
             Some(Command::Request(request)) if request.channel == self.channel => {
-                self.wanted += request.length as u64 / self.frame as u64;
+                let frames = request.length as u64 / self.frame as u64;
+                self.wanted += frames;
                 self.level.quiet(now_ns);
-                self.supply(server)?;
-                if now_ns.saturating_sub(self.asked_at_ns) > ASK_EVERY_NS {
-                    self.asked_at_ns = monotonic_ns();
-                    let about = LatencyParams { channel: self.channel, now: SystemTime::UNIX_EPOCH };
-                    self.question = Some(server.tell(&Command::GetPlaybackLatency(about))?);
+                let hold_ns = self.level.hold_ns(frames);
+                // Whoever asks twice wants the first answer now.
+                if self.held.take().is_none() && hold_ns > 0 {
+                    self.held = Some((now_ns + hold_ns, now_ns + frames_to_ns(frames)));
+                    return Ok(());
                 }
-                Ok(())
+                self.answer(server, 0)
             }
             Some(Command::Underflow(at)) if at.channel == self.channel => {
                 self.tap.starved();
@@ -257,11 +315,12 @@ impl Play {
             }
             Some(Command::PlaybackStreamMoved(moved)) => {
                 // Another device, another length of queue.
+                let in_rounds = self.level.guard_ns.is_some();
                 let frames = |bytes: u32| (bytes / self.frame as u32).min(MAX_QUEUE);
                 let attributes = &moved.buffer_attr;
                 self.level =
-                    Level::new(frames(attributes.minimum_request_length), frames(attributes.target_length));
-                (self.heard_ns, self.question, self.resizing) = (None, None, None);
+                    Level::new(frames(attributes.minimum_request_length), frames(attributes.target_length), in_rounds);
+                (self.heard_ns, self.question, self.resizing, self.held) = (None, None, None, None);
                 let _ = self.notes.send(Note::Moved);
                 self.watch.moved(server, moved.device_index)
             }
@@ -271,6 +330,20 @@ impl Play {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Answers requests, and asks now and then when what was sent will be heard. What a server that works in rounds has
+    /// read it plays until the next round, at `taken_ns`; 0 for others, who know it to the moment.
+    fn answer(&mut self, server: &mut Connection, taken_ns: u64) -> Result<(), Error> {
+        self.supply(server)?;
+        let now_ns = monotonic_ns();
+        if now_ns.saturating_sub(self.asked_at_ns) > ASK_EVERY_NS {
+            self.asked_at_ns = now_ns;
+            self.asked_about_ns = (taken_ns > 0).then_some(taken_ns);
+            let about = LatencyParams { channel: self.channel, now: SystemTime::UNIX_EPOCH };
+            self.question = Some(server.tell(&Command::GetPlaybackLatency(about))?);
+        }
+        Ok(())
     }
 
     /// Sends what the queue lacks of its level.
@@ -312,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_runs_empty_grows_once_a_stall_and_shrinks_after_quiet_time() {
-        let mut level = Level::new(120, 360);
+        let mut level = Level::new(120, 360, false);
         assert_eq!((level.target, level.held()), (216, 144));
         level.quiet(SECOND / 2);
         assert!(!level.ran_empty(SECOND));
@@ -327,8 +400,24 @@ mod tests {
     }
 
     #[test]
+    fn answers_to_a_server_that_works_in_rounds_are_held_back_and_go_out_earlier_after_each_that_was_late() {
+        let mut level = Level::new(256, 768, true);
+        let round_ns = frames_to_ns(256);
+        assert_eq!(level.hold_ns(256), round_ns - FIRST_GUARD_NS);
+        assert_eq!(level.hold_ns(700), 0, "it fills its queue");
+        level.quiet(1);
+        (2..11).for_each(|s| assert!(!level.ran_empty(s * SECOND)));
+        assert_eq!((level.hold_ns(256), level.target), (0, 256 + FIRST_MARGIN_HOLDING));
+        level.ran_empty(11 * SECOND);
+        assert_eq!(level.target, 256 + FIRST_MARGIN_HOLDING + WIDEN, "only then the queue grows");
+        (12..2_000).for_each(|s| level.quiet(s * SECOND));
+        assert_eq!((level.hold_ns(256), level.target), (round_ns - LEAST_GUARD_NS, 256));
+        assert_eq!(Level::new(120, 360, true).hold_ns(120), 0, "short rounds are answered at once");
+    }
+
+    #[test]
     fn a_queue_longer_than_the_server_holds_is_asked_for_up_to_a_bound() {
-        let mut level = Level::new(120, 230);
+        let mut level = Level::new(120, 230, false);
         level.quiet(1);
         assert!(level.ran_empty(2 * SECOND));
         (3..300).for_each(|s| {

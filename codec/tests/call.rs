@@ -90,6 +90,28 @@ fn after_a_stall_of_the_path_the_delay_is_back_within_two_seconds() {
 }
 
 #[test]
+fn after_the_sound_card_ran_empty_the_delay_is_back_within_two_seconds() {
+    let mut call = Call::new(4, Link::of_ms(5).jitter_ms(1));
+    call.run_for(9.0);
+    call.receiver.stats();
+    call.run_for(1.0);
+    let before = call.receiver.stats().mouth_to_ear_ms.unwrap();
+    for _ in 0..4 {
+        call.starve(256);
+        call.run_for(0.02);
+    }
+    call.run_for(2.0);
+    call.receiver.stats();
+    call.run_for(1.0);
+    let after = call.receiver.stats();
+    println!("before {before:.1}, after {after:?}");
+    let delay = after.mouth_to_ear_ms.unwrap();
+    assert!(delay < before + 3.0, "{before} before, {delay} after");
+    assert!(after.jitter_ms.unwrap() < 5.0, "what it did to the card is not the path's jitter: {after:?}");
+    assert!(after.concealed_pct.unwrap() < 0.5, "{after:?}");
+}
+
+#[test]
 fn a_path_that_becomes_longer_is_followed_at_once_and_so_is_the_way_back() {
     let mut link = Link::of_ms(20);
     link.longer = Some((11_000_000, 120_000));

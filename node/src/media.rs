@@ -26,7 +26,7 @@ use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use hallway_codec::{
     ClockOffset, Dbov, Micros, Mixer, PathStats, Policy, Profile, Receiver, ReceiverConfig, ReceiverStats,
-    Report, Sender, SenderConfig,
+    Report, Samples, Sender, SenderConfig,
 };
 use libp2p::PeerId;
 use tokio::sync::mpsc;
@@ -582,6 +582,10 @@ impl Engine {
             let frames = self.audio.playback.space();
             if frames == 0 {
                 return;
+            }
+            let unheard = self.audio.playback.take_unheard();
+            if unheard > 0 {
+                self.voices.iter_mut().for_each(|voice| voice.receiver.skip(Samples(unheard)));
             }
             let channels = usize::from(self.channels);
             let len = frames * channels;

@@ -5,15 +5,15 @@ use crate::drift::MAX_DRIFT_PPM;
 
 /// Speed that steering may add to the drift's own, ppm. Half a percent would be heard in music; this is a fifth of it.
 pub const MAX_STEER_PPM: f64 = 1_000.0;
-/// Steering per sample of error: 1 ms of error is steered at 150 ppm.
-const STEER_PPM_PER_SAMPLE: f64 = 150.0 / 48.0;
+/// Steering per sample of error: 1 ms of error is steered at 400 ppm.
+const STEER_PPM_PER_SAMPLE: f64 = 400.0 / 48.0;
 /// So near to the target a voice whose clock equals ours is left alone, and so near it is brought before that.
 const RESTS_WITHIN: f64 = 24.0;
 const RESTS_FROM: f64 = 2.0;
 /// A drift below this is steered against now and then, ppm.
 const NO_DRIFT_PPM: f64 = 2.0;
 /// Too much delay is cut out from here on, in samples.
-const SHORTEN_ABOVE: f64 = 288.0;
+const SHORTEN_ABOVE: f64 = 192.0;
 /// Too little is put in from here on. Below, steering is soon there.
 const LENGTHEN_ABOVE: f64 = 48.0;
 /// A period of most voices; too little delay may become too much by that.

@@ -309,6 +309,12 @@ impl Receiver {
         Played { sound, first_audio, concealed, media_time, level: level.take().unwrap_or(Dbov::SILENCE) }
     }
 
+    /// The sound card went on for so long without anything to play. Nothing is lost by it, but all that follows is later
+    /// by as much: it is made up for like any delay that is too long.
+    pub fn skip(&mut self, unheard: Samples) {
+        self.pulled = self.pulled.saturating_add(unheard.0.into());
+    }
+
     /// What the speaker should know about the time since the last report.
     pub fn report(&mut self, _now: Micros) -> Report {
         let totals = self.totals();

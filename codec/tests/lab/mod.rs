@@ -101,6 +101,8 @@ pub struct Call {
     pub listener_clock_us: i64,
     /// What comes while the listener's machine sleeps.
     asleep: Option<VecDeque<Vec<u8>>>,
+    /// Samples that the card played without any, not yet told.
+    starved: u32,
     /// Read before and after each pull; the difference adds up in `play_counted`.
     pub play_counter: Option<fn() -> u64>,
     pub play_counted: u64,
@@ -147,6 +149,7 @@ impl Call {
             speaker_clock_us: 0,
             listener_clock_us: 0,
             asleep: None,
+            starved: 0,
             play_counter: None,
             play_counted: 0,
         };
@@ -320,11 +323,21 @@ impl Call {
         }
     }
 
+    /// The listener's card goes on for so many samples without any.
+    pub fn starve(&mut self, samples: u32) {
+        self.starved += samples;
+        self.next_pull += f64::from(samples) / 48_000.0 * 1e6;
+        if self.keep_sound {
+            self.heard.extend(std::iter::repeat_n(0.0, samples as usize));
+        }
+    }
+
     fn pull(&mut self) {
         let mut out = vec![0.0; self.pull * self.channels];
         let count = || self.play_counter.map_or(0, |count| count());
         let before = count();
         let now = self.here(self.now);
+        self.receiver.skip(Samples(std::mem::take(&mut self.starved)));
         let played = self.receiver.play_into(now, 0, &mut out);
         self.play_counted += count() - before;
         self.next_pull += self.pull as f64 / 48_000.0 * 1e6;

@@ -87,7 +87,17 @@ impl PlaybackEnd {
         Self(Playback::Device(Box::new(device), keeper))
     }
 
-    /// Frames (samples per channel) that are wanted now: a multiple of the period, 0 if there is nothing to do.
+    /// Frames (samples per channel) that the device went on without, since this was asked last: they were due and not there.
+    /// What is written next is heard so much later than it would have been.
+    pub fn take_unheard(&mut self) -> u32 {
+        match &mut self.0 {
+            Playback::Sim(_) => 0,
+            Playback::Device(device, _) => device.take_unheard(),
+        }
+    }
+
+    /// Frames (samples per channel) that are wanted now, 0 if there is nothing to do. A multiple of the period, except for
+    /// a device at 48 kHz.
     pub fn space(&mut self) -> usize {
         let now_ns = monotonic_ns();
         match &mut self.0 {

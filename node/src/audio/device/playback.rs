@@ -29,6 +29,8 @@ const LEAD_NS: std::ops::RangeInclusive<u64> = NS_PER_MS..=2 * NS_PER_MS;
 const WIDEN_NS: u64 = NS_PER_MS;
 /// At most one widening in this time: one stall makes many underruns.
 const WIDEN_EVERY_NS: u64 = 100 * NS_PER_MS;
+/// A lone underrun in this time is forgiven: the click is over when it is known, more delay would stay.
+const HABIT_NS: u64 = 10 * NS_PER_SECOND;
 /// Quiet time takes a quarter of the margin away, no less than this; then half of this from the lead.
 const NARROW_NS: u64 = 500_000;
 /// Quiet time before a narrowing; doubled by an underrun that follows one so soon, up to the second.
@@ -76,6 +78,8 @@ pub(crate) struct LivePlayback {
     last: Stamp,
     /// Largest callbacks of late, as the lower edge of their negative.
     largest: LowerEdge,
+    /// The smallest of late: what a callback that makes up for lost time takes is not what lies before the next.
+    smallest: LowerEdge,
     /// When which device frame is heard, by the device's latency reports. They overshoot now and then, as callbacks are
     /// late now and then, so they are followed in the same way.
     heard: Track,
@@ -83,6 +87,8 @@ pub(crate) struct LivePlayback {
     given: u64,
     pace: Pace,
     underruns: u64,
+    /// Device frames for which nothing was there, not yet told.
+    unheard: u64,
 }
 
 /// How far ahead the queue is filled.
@@ -92,7 +98,7 @@ struct Pace {
     lead_ns: u64,
     quiet_ns: u64,
     calm_since_ns: u64,
-    widened_at_ns: u64,
+    underrun_at_ns: Option<u64>,
     narrowed_at_ns: u64,
 }
 
@@ -103,19 +109,22 @@ impl Pace {
             lead_ns: *LEAD_NS.start(),
             quiet_ns: *QUIET_NS.start(),
             calm_since_ns: now_ns,
-            widened_at_ns: 0,
+            underrun_at_ns: None,
             narrowed_at_ns: 0,
         }
     }
 
     fn underrun(&mut self, now_ns: u64) {
         self.calm_since_ns = now_ns;
-        if now_ns.saturating_sub(self.widened_at_ns) < WIDEN_EVERY_NS {
+        let since_ns = self.underrun_at_ns.map_or(u64::MAX, |at| now_ns.saturating_sub(at));
+        if since_ns < WIDEN_EVERY_NS {
             return;
         }
-        self.widened_at_ns = now_ns;
+        self.underrun_at_ns = Some(now_ns);
         if now_ns.saturating_sub(self.narrowed_at_ns) < *QUIET_NS.start() {
             self.quiet_ns = (self.quiet_ns * 2).min(*QUIET_NS.end());
+        } else if since_ns > HABIT_NS {
+            return;
         }
         if self.lead_ns < *LEAD_NS.end() {
             self.lead_ns = (self.lead_ns + WIDEN_NS / 2).min(*LEAD_NS.end());
@@ -128,15 +137,16 @@ impl Pace {
         if now_ns.saturating_sub(self.calm_since_ns) < self.quiet_ns {
             return;
         }
+        self.calm_since_ns = now_ns;
         if self.margin_ns > *MARGIN_NS.start() {
             self.margin_ns -= (self.margin_ns / 4).max(NARROW_NS).min(self.margin_ns);
         } else if self.lead_ns > *LEAD_NS.start() {
             self.lead_ns = self.lead_ns.saturating_sub(NARROW_NS / 2).max(*LEAD_NS.start());
         } else {
             self.quiet_ns = *QUIET_NS.start();
+            return;
         }
         self.narrowed_at_ns = now_ns;
-        self.calm_since_ns = now_ns;
     }
 }
 
@@ -163,10 +173,12 @@ impl LivePlayback {
             track: Track::new(facts.rate_hz),
             last: Stamp::default(),
             largest: LowerEdge::default(),
+            smallest: LowerEdge::default(),
             heard: Track::new(facts.rate_hz),
             given: 0,
             pace: Pace::new(monotonic_ns()),
             underruns: 0,
+            unheard: 0,
         })
     }
 
@@ -182,11 +194,13 @@ impl LivePlayback {
         while let Ok(stamp) = self.stamps.pop() {
             self.track.observe(stamp.frames, stamp.at_ns);
             self.largest.observe(-f64::from(stamp.count), stamp.at_ns);
+            self.smallest.observe(f64::from(stamp.count), stamp.at_ns);
             if stamp.lost > self.last.lost && self.given > 0 {
                 // What was missing before the first sound is the device starting, not us being late.
                 if self.last.frames > self.last.lost {
                     self.pace.underrun(stamp.at_ns);
                     self.underruns += 1;
+                    self.unheard += stamp.lost - self.last.lost;
                 }
             }
             self.underruns += stamp.starved.saturating_sub(self.last.starved);
@@ -205,13 +219,18 @@ impl LivePlayback {
 
     /// When the next callback is foreseen; it will not come earlier than the device's clock lets it.
     fn next_callback_ns(&self) -> u64 {
-        self.track.time_of(self.last.frames + u64::from(self.last.count))
+        self.track.time_of(self.last.frames + self.usual())
+    }
+
+    /// Device frames between this callback and the next.
+    fn usual(&self) -> u64 {
+        u64::from(self.last.count).min(self.smallest.get() as u64)
     }
 
     /// The device runs again: what it missed while it stood still is not our lateness.
     fn resume(&mut self, now_ns: u64) {
         self.listen(now_ns);
-        self.underruns = 0;
+        (self.underruns, self.unheard) = (0, 0);
         self.pace = Pace::new(now_ns);
     }
 
@@ -243,7 +262,7 @@ impl LivePlayback {
             return now_ns;
         }
         // Filled already for the callback that is foreseen: the one after it is next.
-        let count = u64::from(self.last.count);
+        let count = self.usual();
         [1, 2]
             .map(|ahead| {
                 self.track.time_of(self.last.frames + ahead * count).saturating_sub(self.pace.lead_ns)
@@ -330,6 +349,13 @@ impl DevicePlayback {
             Some(live) => live.ready_at_ns(now_ns),
             None => self.idle.ready_at_ns(),
         }
+    }
+
+    /// Frames at 48 kHz that the device played as silence since this was asked last, as nothing was there for them.
+    pub(crate) fn take_unheard(&mut self) -> u32 {
+        let Some(live) = &mut self.live else { return 0 };
+        let frames = std::mem::take(&mut live.unheard) * u64::from(RATE_HZ) / u64::from(live.facts.rate_hz);
+        u32::try_from(frames).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn space(&mut self, now_ns: u64) -> usize {
@@ -487,7 +513,9 @@ mod tests {
     #[test]
     fn underruns_widen_once_a_stall_and_quiet_narrows_again() {
         let mut pace = Pace::new(T0);
-        let stall = T0 + NS_PER_SECOND;
+        let stall = T0 + 2 * NS_PER_SECOND;
+        pace.underrun(T0 + NS_PER_SECOND);
+        assert_eq!((pace.lead_ns, pace.margin_ns), (NS_PER_MS, 0), "a lone one is forgiven");
         (0..50).for_each(|i| pace.underrun(stall + i * NS_PER_MS));
         assert_eq!((pace.lead_ns, pace.margin_ns), (1_500_000, 0));
         (1..40).for_each(|i| pace.underrun(stall + i * WIDEN_EVERY_NS));

@@ -44,8 +44,11 @@ const LEAST_GUARD_NS: u64 = 1_000_000;
 const LEAST_ROUND_NS: u64 = 4_000_000;
 /// A queue that ran empty becomes longer by this, frames…
 const WIDEN: u32 = 48;
-/// …at most once in this time: one stall empties it many times.
+/// …at most once in this time: one stall empties it many times…
 const WIDEN_EVERY_NS: u64 = 100_000_000;
+/// …and only if it ran empty once before in this time. A lone click, as when another program begins to play, is over when
+/// it is known; more delay would stay.
+const HABIT_NS: u64 = 10 * NS_PER_SECOND;
 /// Time from the first request on in which an empty queue means that the server starts, not that we were late.
 const STARTING_NS: u64 = NS_PER_SECOND;
 /// After quiet time it becomes shorter by this, frames.
@@ -133,7 +136,7 @@ struct Level {
     guard_ns: Option<u64>,
     quiet_ns: u64,
     calm_since_ns: u64,
-    widened_at_ns: u64,
+    emptied_at_ns: Option<u64>,
     narrowed_at_ns: Option<u64>,
     started_at_ns: Option<u64>,
 }
@@ -150,7 +153,7 @@ impl Level {
             guard_ns: in_rounds.then_some(FIRST_GUARD_NS),
             quiet_ns,
             calm_since_ns: 0,
-            widened_at_ns: 0,
+            emptied_at_ns: None,
             narrowed_at_ns: None,
             started_at_ns: None,
         }
@@ -176,12 +179,15 @@ impl Level {
     fn ran_empty(&mut self, now_ns: u64) -> bool {
         self.calm_since_ns = now_ns;
         let starting = self.started_at_ns.is_none_or(|at| now_ns < at + STARTING_NS);
-        if starting || now_ns.saturating_sub(self.widened_at_ns) < WIDEN_EVERY_NS {
+        let since_ns = self.emptied_at_ns.map_or(u64::MAX, |at| now_ns.saturating_sub(at));
+        if starting || since_ns < WIDEN_EVERY_NS {
             return false;
         }
-        self.widened_at_ns = now_ns;
+        self.emptied_at_ns = Some(now_ns);
         if self.narrowed_at_ns.is_some_and(|at| now_ns.saturating_sub(at) < *QUIET_NS.start()) {
             self.quiet_ns = (self.quiet_ns * 2).min(*QUIET_NS.end());
+        } else if since_ns > HABIT_NS {
+            return false;
         }
         if self.hold_ns(self.request.into()) > 0
             && let Some(guard_ns) = &mut self.guard_ns
@@ -318,8 +324,11 @@ impl Play {
                 let in_rounds = self.level.guard_ns.is_some();
                 let frames = |bytes: u32| (bytes / self.frame as u32).min(MAX_QUEUE);
                 let attributes = &moved.buffer_attr;
-                self.level =
-                    Level::new(frames(attributes.minimum_request_length), frames(attributes.target_length), in_rounds);
+                self.level = Level::new(
+                    frames(attributes.minimum_request_length),
+                    frames(attributes.target_length),
+                    in_rounds,
+                );
                 (self.heard_ns, self.question, self.resizing, self.held) = (None, None, None, None);
                 let _ = self.notes.send(Note::Moved);
                 self.watch.moved(server, moved.device_index)
@@ -390,7 +399,9 @@ mod tests {
         level.quiet(SECOND / 2);
         assert!(!level.ran_empty(SECOND));
         assert_eq!(level.target, 216, "it starts");
-        let stall = 2 * SECOND;
+        let stall = 3 * SECOND;
+        assert!(!level.ran_empty(2 * SECOND));
+        assert_eq!(level.target, 216, "a lone click is forgiven");
         (0..50).for_each(|i| assert!(!level.ran_empty(stall + i * 1_000_000)));
         assert_eq!(level.target, 264);
         (1..=91).for_each(|s| level.quiet(stall + s * SECOND));
@@ -419,6 +430,7 @@ mod tests {
     fn a_queue_longer_than_the_server_holds_is_asked_for_up_to_a_bound() {
         let mut level = Level::new(120, 230, false);
         level.quiet(1);
+        level.ran_empty(SECOND + 1);
         assert!(level.ran_empty(2 * SECOND));
         (3..300).for_each(|s| {
             level.ran_empty(s * SECOND);

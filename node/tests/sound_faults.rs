@@ -230,14 +230,14 @@ fn who_hears_the_output_follows_the_default_and_what_the_device_says_of_itself()
     }
     pactl(&["set-default-sink", "ears"]);
     let mut thread = Thread::open("silence", "default");
-    thread.run_until("headphones", TWO_SECONDS, |t| t.audio.playback.reach() == Reach::Ear);
+    thread.run_until("headphones", TWO_SECONDS + TWO_SECONDS, |t| t.audio.playback.reach() == Reach::Ear);
     thread.run_for(Duration::from_secs(1));
     let moved = Instant::now();
     pactl(&["set-default-sink", "box"]);
-    thread.run_until("a loudspeaker", TWO_SECONDS, |t| t.audio.playback.reach() == Reach::Room);
+    thread.run_until("a loudspeaker", TWO_SECONDS + BUSY, |t| t.audio.playback.reach() == Reach::Room);
     let took = moved.elapsed();
     pactl(&["set-default-sink", "ears"]);
-    thread.run_until("headphones again", TWO_SECONDS, |t| t.audio.playback.reach() == Reach::Ear);
+    thread.run_until("headphones again", TWO_SECONDS + BUSY, |t| t.audio.playback.reach() == Reach::Ear);
     println!("noticed after {took:?}");
 }
 

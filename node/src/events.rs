@@ -281,6 +281,8 @@ pub struct PeerStats {
     pub processing: Processing,
     /// What we send to the room.
     pub policy: Sending,
+    /// Times that our own sound cards had to do without us since the call began.
+    pub xruns: u64,
     /// Datagrams of this peer that we did not play since its session began: forged, replayed, malformed, under no known key.
     pub rejected: u64,
 }
@@ -635,6 +637,7 @@ pub(crate) mod tests {
             level_dbov: None,
             processing: Processing::default(),
             policy: (&policy()).into(),
+            xruns: 0,
             rejected: 0,
         }))
     }

@@ -131,6 +131,7 @@ impl Node {
                 level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
                 processing,
                 policy: (&stats.policy).into(),
+                xruns: stats.xruns,
                 rejected: voice.rejected(),
             };
             peer.figures = Some(Box::new(event.clone()));

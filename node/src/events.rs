@@ -84,6 +84,8 @@ pub enum Event {
         name: Option<String>,
         state: PeerState,
         path: Option<PathKind>,
+        #[serde(flatten)]
+        outlook: Outlook,
         verified: bool,
         since_start_ms: f64,
         reason: Option<&'static str>,
@@ -249,6 +251,26 @@ impl PathKind {
     }
 }
 
+/// Why a peer's path is the one it is, and when a better one is tried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Outlook {
+    /// Why this rung of the ladder, and no better one. `None` without a path.
+    pub path_why: Option<&'static str>,
+    /// Until a better path is tried. `None` where there is none to be tried.
+    pub next_attempt_ms: Option<f64>,
+}
+
+impl Outlook {
+    /// For people: what will be tried, and when.
+    pub fn next_in_words(self) -> Option<String> {
+        let ms = self.next_attempt_ms?;
+        Some(match ms {
+            ms if ms < 950.0 => "a better path is tried now".to_owned(),
+            ms => format!("a better path is tried in {:.0} s", ms / 1000.0),
+        })
+    }
+}
+
 /// How one peer fares, over the last second unless said otherwise.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)] // the contract's names; docs/measurement.md defines each
@@ -257,6 +279,8 @@ pub struct PeerStats {
     pub peer_id: PeerId,
     pub name: String,
     pub path: Option<PathKind>,
+    #[serde(flatten)]
+    pub outlook: Outlook,
     #[serde(serialize_with = "display_option")]
     pub remote: Option<Multiaddr>,
     pub rtt_ms: Option<f64>,
@@ -416,7 +440,7 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
             format!("joined {room}, {secrecy}. Ctrl-C leaves")
         }
         Event::InputStarted(_) | Event::OutputStarted(_) | Event::InputFinished => return None,
-        Event::Peer { peer_id, name, state, path, reason, .. } => {
+        Event::Peer { peer_id, name, state, path, reason, outlook, .. } => {
             let who = match name {
                 Some(name) => format!("{} ({})", text::clean_name(name), short(peer_id)),
                 None => short(peer_id),
@@ -427,8 +451,15 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
                 PeerState::Discovered => return None,
                 PeerState::Connecting => format!("connecting to {who}"),
                 PeerState::Connected => format!("{who} is here{on}"),
-                PeerState::PathChanged => format!("{who}: another path{on}{why}"),
-                PeerState::Reconnecting => format!("{who}: connection lost, trying again"),
+                PeerState::PathChanged => {
+                    let rung = outlook.path_why.map_or(String::new(), |why| format!(": {why}"));
+                    let next = outlook.next_in_words().map_or(String::new(), |next| format!("; {next}"));
+                    format!("{who}: another path{on}{why}{rung}{next}")
+                }
+                PeerState::Reconnecting => match outlook.next_attempt_ms {
+                    Some(ms) => format!("{who}: connection lost, trying again in {:.1} s", ms / 1000.0),
+                    None => format!("{who}: connection lost, trying again"),
+                },
                 PeerState::Left => format!("{who} left{why}"),
             }
         }
@@ -617,6 +648,7 @@ pub(crate) mod tests {
             peer_id: PeerId::random(),
             name: "ana".into(),
             path: None,
+            outlook: Outlook::default(),
             remote: None,
             rtt_ms: None,
             one_way_ms: None,
@@ -672,12 +704,15 @@ pub(crate) mod tests {
             name: None,
             state: PeerState::PathChanged,
             path: None,
+            outlook: Outlook::default(),
             verified: false,
             since_start_ms: 0.0,
             reason: None,
         });
         assert_eq!(value["state"], "path_changed");
         assert!(value["name"].is_null() && value["path"].is_null());
+        let object = value.as_object().unwrap();
+        assert!(["path_why", "next_attempt_ms"].iter().all(|field| object[*field].is_null()));
         assert_eq!(value["peer_id"], peer_id.to_string());
     }
 
@@ -713,6 +748,7 @@ pub(crate) mod tests {
             name: name.clone(),
             state: PeerState::Connected,
             path: Some(PathKind::Direct),
+            outlook: Outlook::default(),
             verified: true,
             since_start_ms: 0.0,
             reason: None,

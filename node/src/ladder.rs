@@ -37,6 +37,10 @@ pub const OVERLAP: Duration = Duration::from_millis(1000);
 /// A path that fell silent in use is not used again for this long, twice as long each time, up to the most.
 const BARRED_FOR: Duration = Duration::from_secs(2);
 const BARRED_MOST: Duration = Duration::from_secs(8);
+/// One that lost our voice is not used again for this long, four times as long each time, up to the most: it costs seconds of
+/// speech to find out again.
+const LOSING_BARRED_FOR: Duration = Duration::from_secs(8);
+const LOSING_BARRED_MOST: Duration = Duration::from_secs(600);
 /// Questions on a path that never answered come this often at first, then every [`PROBE_EVERY`].
 const FIRST_PROBES_EVERY: Duration = Duration::from_millis(200);
 const FIRST_PROBES: u32 = 10;
@@ -44,6 +48,13 @@ const FIRST_PROBES: u32 = 10;
 const MAX_ASKED: usize = 10;
 /// How often a path is asked.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// A path on which the peer got less than this share of our voice is left, where another one works: whoever passes it on
+/// may answer every question and drop what matters.
+pub const LEAST_HEARD: f32 = 0.5;
+/// What the peer heard is judged over this time, which begins so long after a path was taken: reports tell of the past.
+pub const HEARD_OVER: Duration = Duration::from_secs(2);
+const HEARD_FROM: Duration = Duration::from_millis(1500);
 
 /// Why another path is used than before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +67,8 @@ pub enum Why {
     Quicker,
     /// Nothing came any more on the one before.
     Silent,
+    /// Most of our voice got lost on the one before.
+    Losing,
     /// The one before was closed.
     Closed,
     /// The server of the one before shuts down.
@@ -72,6 +85,7 @@ impl Why {
             Self::Better => "a better one works now",
             Self::Quicker => "this one is quicker",
             Self::Silent => "the one before fell silent",
+            Self::Losing => "most of the voice got lost on the one before",
             Self::Closed => "the one before was closed",
             Self::Leaving => "the server of the one before shuts down",
             Self::Gone => "none is left",
@@ -90,6 +104,7 @@ struct Rung {
     looks: u16,
     busy: bool,
     falls: u32,
+    losses: u32,
     barred_until: Option<Instant>,
     /// Questions without an answer yet, oldest first, at most [`MAX_ASKED`].
     asked: VecDeque<(u32, Instant)>,
@@ -119,6 +134,34 @@ impl Rung {
     }
 }
 
+/// What the peer heard of our voice on the path in use.
+#[derive(Default)]
+struct HeardOfUs {
+    /// Since when it is counted; `None` while nobody expects to be heard.
+    since: Option<Instant>,
+    packets: u32,
+    lost: u32,
+    too_little: bool,
+}
+
+impl HeardOfUs {
+    fn begin(&mut self, at: Instant) {
+        *self = Self { since: Some(at), ..Self::default() };
+    }
+
+    fn judge(&mut self, now: Instant) {
+        let Some(since) = self.since.filter(|since| now.saturating_duration_since(*since) >= HEARD_OVER)
+        else {
+            return;
+        };
+        let sent = self.packets.saturating_add(self.lost);
+        let too_little = sent == 0 || (self.packets as f32) < sent as f32 * LEAST_HEARD;
+        tracing::trace!(heard = self.packets, lost = self.lost, over = ?(now - since), "of our voice");
+        self.begin(now);
+        self.too_little = too_little;
+    }
+}
+
 /// All paths to one peer. One is in use; the others stand by.
 #[derive(Default)]
 pub struct Paths {
@@ -128,6 +171,7 @@ pub struct Paths {
     overlap_until: Option<Instant>,
     next_look: Option<Instant>,
     next_question: u32,
+    heard_of_us: HeardOfUs,
 }
 
 impl Paths {
@@ -164,6 +208,7 @@ impl Paths {
             looks: 0,
             busy: false,
             falls: 0,
+            losses: 0,
             barred_until: None,
             asked: VecDeque::new(),
             questions: 0,
@@ -237,6 +282,19 @@ impl Paths {
         }
     }
 
+    /// The peer is a member from now on, and should hear us.
+    pub fn expect_to_be_heard(&mut self, now: Instant) {
+        self.heard_of_us.begin(now + HEARD_FROM);
+    }
+
+    /// The peer tells how many packets of our voice came, and how many did not, since it last told.
+    pub fn handle_heard(&mut self, now: Instant, packets: u32, lost: u32) {
+        if self.heard_of_us.since.is_some_and(|since| since <= now) {
+            self.heard_of_us.packets = self.heard_of_us.packets.saturating_add(packets);
+            self.heard_of_us.lost = self.heard_of_us.lost.saturating_add(lost);
+        }
+    }
+
     /// Forgets closed paths and puts the best of the rest in use. Tells why where that is another one than before.
     ///
     /// `prefer` breaks ties the same way on both sides, so that both keep the same one of two equal connections.
@@ -245,7 +303,9 @@ impl Paths {
         let before = self.used;
         let current = before.and_then(|id| self.open.iter().position(|rung| rung.path.id() == id));
         let moved = self.voice_moved();
-        let current_works = current.is_some_and(|at| self.open[at].works(now, true, moved));
+        self.heard_of_us.judge(now);
+        let speaks = current.is_some_and(|at| self.open[at].works(now, true, moved));
+        let current_works = speaks && !self.heard_of_us.too_little;
         if let Some(at) = current
             && !current_works
         {
@@ -264,16 +324,18 @@ impl Paths {
             let stay = if used { Duration::ZERO } else { SWITCH_MARGIN };
             // What stood by on the same rung may have died of the same: it has to have been heard since.
             let same = !used
-                && !current_works
+                && !speaks
                 && silent_since
                     .is_some_and(|(kind, heard)| kind == rung(path.kind()) && entry.heard <= heard);
-            let works = entry.works(now, used, moved) && !same;
+            let works = if used { current_works } else { entry.works(now, false, moved) && !same };
             // Of paths that do not work the one in use is kept: it may only be slow.
             (
                 !works,
                 !works && !used,
                 path.is_leaving(),
                 rung(path.kind()),
+                // Being quick makes up for nothing.
+                entry.losses,
                 path.rtt() + bonus + stay,
                 path.id(),
             )
@@ -293,7 +355,8 @@ impl Paths {
             (_, Some(at)) => {
                 let (old, new) = (&self.open[at].path, &self.open[best].path);
                 match () {
-                    () if !current_works => Why::Silent,
+                    () if !speaks => Why::Silent,
+                    () if !current_works => Why::Losing,
                     () if old.is_leaving() => Why::Leaving,
                     () if rung(new.kind()) < rung(old.kind()) => Why::Better,
                     () => Why::Quicker,
@@ -302,11 +365,18 @@ impl Paths {
         };
         let old = current.map(|at| {
             let old = &mut self.open[at];
-            if why == Why::Silent {
+            if matches!(why, Why::Silent | Why::Losing) {
                 // Until something comes on it again it is not taken to work.
                 old.proven = false;
-                let bar = BARRED_FOR.saturating_mul(1 << old.falls.min(4)).min(BARRED_MOST);
-                old.falls = old.falls.saturating_add(1);
+                let bar = if why == Why::Silent {
+                    old.falls = old.falls.saturating_add(1);
+                    BARRED_FOR.saturating_mul(1 << (old.falls - 1).min(4)).min(BARRED_MOST)
+                } else {
+                    old.losses = old.losses.saturating_add(1);
+                    LOSING_BARRED_FOR
+                        .saturating_mul(1 << (2 * (old.losses - 1)).min(8))
+                        .min(LOSING_BARRED_MOST)
+                };
                 old.barred_until = Some(now + bar);
             }
             old.path.clone()
@@ -316,6 +386,9 @@ impl Paths {
         (new.heard, new.busy) = (now, false);
         self.used = Some(new.path.id());
         self.overlap_until = old.is_some().then(|| now + OVERLAP);
+        if self.heard_of_us.since.is_some() {
+            self.heard_of_us.begin(now + OVERLAP + HEARD_FROM);
+        }
         self.route.set(Some(new.path.clone()), old);
         Some(why)
     }
@@ -337,6 +410,12 @@ impl Paths {
             .iter()
             .filter(direct)
             .any(|entry| entry.works(now, self.used == Some(entry.path.id()), false))
+    }
+
+    /// When the first direct path that stands by may be used again after it fell silent.
+    pub fn barred_until(&self, now: Instant) -> Option<Instant> {
+        let direct = self.open.iter().filter(|entry| rung(entry.path.kind()) == 0);
+        direct.filter_map(|entry| entry.barred_until).filter(|until| *until > now).min()
     }
 
     /// How long nothing has come on the path in use.
@@ -623,6 +702,65 @@ pub(crate) mod tests {
             lab.run(500, &[&relay]);
         }
         assert!(lab.told.len() <= 14, "30 s of flapping: {:?}", lab.told);
+    }
+
+    #[test]
+    fn a_path_that_answers_but_loses_the_voice_is_left_for_one_that_does_not_however_slow() {
+        let (liar, honest) = (wire(1, PathKind::Relayed, 10), wire(2, PathKind::Relayed, 90));
+        let mut lab = Lab::new();
+        lab.add(&liar);
+        lab.add(&honest);
+        lab.paths.expect_to_be_heard(lab.now);
+        let mut on_liar = 0;
+        for second in 0..120 {
+            let used = lab.paths.used;
+            on_liar += u32::from(used == Some(1));
+            assert!(second < 4 || lab.paths.heard_of_us.since.is_some());
+            // Four reports a second; the liar lets one packet in ten through.
+            for _ in 0..4 {
+                let heard = if used == Some(1) { (5, 45) } else { (50, 0) };
+                lab.paths.handle_heard(lab.now, heard.0, heard.1);
+                lab.run(250, &[&honest, &liar]);
+            }
+        }
+        assert_eq!(lab.told.get(1).map(|told| (told.1, told.2)), Some((Why::Losing, 2)), "{:?}", lab.told);
+        assert!(lab.told[1].0 <= 5000, "left after {} ms", lab.told[1].0);
+        assert!(on_liar < 5, "{on_liar} of 120 s by the liar: {:?}", lab.told);
+    }
+
+    #[test]
+    fn a_better_rung_that_lost_the_voice_is_tried_again_ever_later() {
+        let (direct, relay) = (wire(1, PathKind::Direct, 10), wire(2, PathKind::Relayed, 90));
+        let mut lab = Lab::new();
+        lab.add(&direct);
+        lab.add(&relay);
+        lab.paths.expect_to_be_heard(lab.now);
+        let mut on_direct = 0;
+        for _ in 0..4 * 180 {
+            let bad = lab.paths.used == Some(1);
+            on_direct += u32::from(bad);
+            lab.paths.handle_heard(lab.now, if bad { 5 } else { 50 }, if bad { 45 } else { 0 });
+            lab.run(250, &[&relay, &direct]);
+        }
+        let tries = lab.told.iter().filter(|told| told.1 == Why::Better).count();
+        assert!((2..=4).contains(&tries) && on_direct < 4 * 25, "{on_direct} of 720: {:?}", lab.told);
+    }
+
+    #[test]
+    fn where_there_is_no_other_path_a_lossy_one_is_kept_and_half_of_the_voice_is_enough() {
+        let (one, two) = (wire(1, PathKind::Relayed, 10), wire(2, PathKind::Relayed, 90));
+        let mut lab = Lab::new();
+        lab.add(&one);
+        lab.paths.expect_to_be_heard(lab.now);
+        lab.run(8000, &[&one]);
+        assert_eq!(lab.told.len(), 1, "nobody says that we are heard: {:?}", lab.told);
+        lab.add(&two);
+        lab.paths.expect_to_be_heard(lab.now);
+        for _ in 0..40 {
+            lab.paths.handle_heard(lab.now, 30, 20);
+            lab.run(250, &[&one, &two]);
+        }
+        assert_eq!(lab.told.len(), 1, "{:?}", lab.told);
     }
 
     #[test]

@@ -59,6 +59,57 @@ impl Mapping {
     }
 }
 
+/// Whom a network lets in at a port that this node has opened by writing out: RFC 5780 section 4.4, as far as the servers
+/// can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filtering {
+    /// No server could try.
+    #[default]
+    Unknown,
+    /// Everybody.
+    EndpointIndependent,
+    /// Other ports of an address that was written to; no second server could tell whether everybody.
+    AtMostAddressDependent,
+    /// Whoever is at an address that was written to.
+    AddressDependent,
+    /// Only the very address and port that were written to.
+    AddressAndPortDependent,
+}
+
+impl Filtering {
+    /// From whether a packet came in from another port of the address that was written to, and from an address that never
+    /// was. `None`: not tried.
+    pub fn judge(other_port: Option<bool>, other_address: Option<bool>) -> Self {
+        match (other_port, other_address) {
+            (_, Some(true)) => Self::EndpointIndependent,
+            (Some(true), Some(false)) => Self::AddressDependent,
+            (Some(true), None) => Self::AtMostAddressDependent,
+            (Some(false), _) => Self::AddressAndPortDependent,
+            (None, _) => Self::Unknown,
+        }
+    }
+
+    /// For people.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Unknown => "no server could try who is let in",
+            Self::EndpointIndependent => {
+                "everybody is let in at a port in use (endpoint-independent filtering)"
+            }
+            Self::AtMostAddressDependent => {
+                "other ports of an address written to are let in; a second server would tell whether everybody is"
+            }
+            Self::AddressDependent => {
+                "only addresses that were written to are let in (address-dependent filtering)"
+            }
+            Self::AddressAndPortDependent => {
+                "only who was written to is let in (address- and port-dependent filtering)"
+            }
+        }
+    }
+}
+
 /// All that was seen, newest last.
 #[derive(Debug, Default)]
 pub struct Observations(VecDeque<Observation>);
@@ -172,6 +223,23 @@ mod tests {
             Mapping::AddressAndPortDependent
         );
         assert_eq!(mapping(&[(one, "8.8.8.8:7"), (other_ip, "8.8.8.8:8")]), Mapping::AddressDependent);
+    }
+
+    #[test]
+    fn filtering_follows_from_who_got_in() {
+        use Filtering::*;
+        for (other_port, other_address, wanted) in [
+            (None, None, Unknown),
+            (None, Some(false), Unknown),
+            (Some(false), None, AddressAndPortDependent),
+            (Some(false), Some(false), AddressAndPortDependent),
+            (Some(true), None, AtMostAddressDependent),
+            (Some(true), Some(false), AddressDependent),
+            (Some(true), Some(true), EndpointIndependent),
+            (None, Some(true), EndpointIndependent),
+        ] {
+            assert_eq!(Filtering::judge(other_port, other_address), wanted);
+        }
     }
 
     #[test]

@@ -9,18 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use hallway::forward::wire::{bind, read_down, up};
-use hallway::forward::{Link, LinkConfig, LinkEvent};
-use hallway::node::swarm;
-use hallway::rendezvous::{Behaviour, Client, ClientConfig, ClientEvent, Target};
+use hallway::forward::wire::{read_down, up};
 use hallway::transport::{Authenticated, Config, QuicTransport};
+use hallway_tests::guest::Guest;
 use hallway_tests::process::Process;
 use hallway_tests::stranger::Stranger;
 use libp2p::core::transport::{ListenerId, Transport, TransportEvent};
 use libp2p::identity::Keypair;
-use libp2p::{Multiaddr, PeerId};
-use tokio::sync::mpsc;
 
 /// Bytes of one datagram's payload: a frame of voice with its headers.
 const PAYLOAD: usize = 160;
@@ -213,60 +208,8 @@ async fn echo(load: u64) -> Run {
 
 // ---- forwarder ----------------------------------------------------------------------------------------------------
 
-/// A member of a room at the server, as far as the forwarder knows.
-struct Member {
-    peer: PeerId,
-    connection: quinn::Connection,
-    handle: u32,
-    members: Vec<(u8, PeerId)>,
-    _link: Link,
-    _client: Client,
-}
-
-async fn member(at: &str, room: &str, others: usize) -> Member {
-    let keypair = Keypair::generate_ed25519();
-    let peer = keypair.public().to_peer_id();
-    let (behaviour, opener) = Behaviour::client();
-    let setup = swarm::Setup {
-        certificate: None,
-        rendezvous: behaviour,
-        lan: false,
-        drive: None,
-        ceiling: None,
-        idle_timeout: Duration::from_secs(3600),
-        max_connections: 8,
-        max_per_origin: 8,
-    };
-    let (mut swarm, mut connections) = swarm::build(&keypair, setup).unwrap();
-    tokio::spawn(async move {
-        loop {
-            swarm.select_next_some().await;
-        }
-    });
-    let target = Target::from_multiaddr(&at.parse::<Multiaddr>().unwrap());
-    let config = ClientConfig::new(target.clone(), keypair, room.to_owned(), None);
-    let (client, mut events) = Client::spawn(config, opener.clone()).unwrap();
-    while !matches!(events.recv().await.expect("the server"), ClientEvent::Registered { .. }) {}
-    tokio::spawn(async move { while events.recv().await.is_some() {} });
-    let connection = connections.recv().await.expect("a connection").connection;
-    let (news, mut told) = mpsc::channel(16);
-    let data = Box::new(|_, _| ());
-    let link =
-        Link::spawn(LinkConfig { key: 0, news, data, target, namespace: room.to_owned(), opener, seed: 1 });
-    let (mut handle, mut members) = (0, Vec::new());
-    while members.len() < others {
-        match told.recv().await.expect("news").1 {
-            LinkEvent::Up { handle: opened, .. } => {
-                handle = opened;
-                connection.send_datagram(bind(handle)).unwrap();
-            }
-            LinkEvent::Members { members: now, .. } => members = now,
-            LinkEvent::Down { .. } | LinkEvent::Refused { .. } => panic!("the forwarder refuses"),
-            LinkEvent::Draining { .. } => {}
-        }
-    }
-    tokio::spawn(async move { while told.recv().await.is_some() {} });
-    Member { peer, connection, handle, members, _link: link, _client: client }
+async fn guest(at: &str, room: &str) -> Guest {
+    Guest::enter(Keypair::generate_ed25519(), at, room, 2).await
 }
 
 async fn forward(load: u64) -> Run {
@@ -281,14 +224,13 @@ async fn forward(load: u64) -> Run {
     let mut pairs = Vec::new();
     for i in 0..PAIRS {
         let room = format!("bench-{i}");
-        let (a, b) = tokio::join!(member(&at, &room, 2), member(&at, &room, 2));
+        let (a, b) = tokio::join!(guest(&at, &room), guest(&at, &room));
         pairs.push((a, b));
     }
     let ways = pairs
         .iter()
         .map(|(a, b)| {
-            let (index, _) = *a.members.iter().find(|(_, peer)| *peer == b.peer).expect("the other one");
-            let handle = a.handle;
+            let (index, handle) = (a.number_of(&b.peer), a.handle);
             Way {
                 from: a.connection.clone(),
                 to: b.connection.clone(),

@@ -21,6 +21,7 @@ mod linux {
     use std::time::Duration;
 
     use anyhow::{Context, Result, bail};
+    use hallway_tests::netlab::kind::Rung;
     use hallway_tests::netlab::{Kind, Lab, Outcome, cell, unavailable};
 
     struct Options {
@@ -96,10 +97,41 @@ mod linux {
             Some(out) => std::fs::write(out, text).with_context(|| format!("writing {}", out.display()))?,
             None => println!("\n{text}"),
         }
-        let right =
-            done.iter().filter(|(kinds, outcome)| outcome.rung() == Some(kinds[0].best_with(kinds[1])));
-        println!("{} of {} cells on the best rung that is possible", right.count(), done.len());
+        let (right, summary) = summary(&options, &done);
+        println!("{summary}");
+        // Whoever runs it by a script is to notice.
+        anyhow::ensure!(right, "not every cell is as it should be");
         Ok(())
+    }
+
+    /// No longer than this may a call stay above the rung that is possible.
+    const ABOVE_AT_MOST: Duration = Duration::from_secs(10);
+
+    /// Whether every cell is on the best rung in time, and what is to be said of all of them.
+    fn summary(options: &Options, done: &HashMap<[Kind; 2], Outcome>) -> (bool, String) {
+        let cells = options.kinds.len() * (options.kinds.len() + 1) / 2;
+        let best =
+            |(kinds, outcome): &(&[Kind; 2], &Outcome)| outcome.rung() == Some(kinds[0].best_with(kinds[1]));
+        let right = done.iter().filter(best).count();
+        let longest = done.values().filter_map(|outcome| outcome.settled).max().unwrap_or_default();
+        let mut text = format!(
+            "{right} of {cells} cells are on the best rung that is possible, at the latest {:.2} s after launch.",
+            longest.as_secs_f64()
+        );
+        for rung in [Rung::Direct, Rung::Punched, Rung::Relayed, Rung::Tcp] {
+            let of_rung = done.values().filter(|outcome| outcome.rung() == Some(rung));
+            let mut times: Vec<Duration> = of_rung.filter_map(|outcome| outcome.first_audio).collect();
+            times.sort();
+            if let (Some(median), Some(last)) = (times.get(times.len() / 2), times.last()) {
+                let (median, last) = (median.as_secs_f64(), last.as_secs_f64());
+                let _ = write!(
+                    text,
+                    " First audio where it ends {}: {median:.2} s in the middle, {last:.2} s at most.",
+                    rung.name()
+                );
+            }
+        }
+        (right == cells && longest <= ABOVE_AT_MOST, text)
     }
 
     fn seconds(time: Option<Duration>) -> String {
@@ -151,6 +183,9 @@ mod linux {
                 let _ = write!(text, " {mark}{name}{mark} {first} / {settled} |");
             }
         }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let _ = write!(text, "\n\n{} ({build} build, {cores} cores.)", summary(options, done).1);
         text.push_str(KINDS);
         text
     }

@@ -21,7 +21,10 @@
 mod binary;
 mod call;
 mod ear;
+pub mod flood;
+pub mod guest;
 pub mod hall;
+pub mod liar;
 #[cfg(target_os = "linux")]
 pub mod netlab;
 pub mod process;

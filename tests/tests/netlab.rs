@@ -69,9 +69,13 @@ fn a_router_that_gives_ports_is_asked_for_one_and_gets_it_back() {
     if !Lab::has_upnp() {
         return skipped("no miniupnpd");
     }
-    let lab = Lab::new([Kind::Upnp, Kind::Open], DELAY).unwrap();
-    let (mut server, at) = cell::serve(&lab);
-    let mut ana = cell::node(&lab, "a", &at, &[]);
+    given_and_given_back(&Lab::new([Kind::Upnp, Kind::Open], DELAY).unwrap());
+}
+
+/// A node behind the router of side A gets a port, and the router gets it back.
+fn given_and_given_back(lab: &Lab) {
+    let (mut server, at) = cell::serve(lab);
+    let mut ana = cell::node(lab, "a", &at, &[]);
     let is_mapped = || lab.rules_of("a-router").unwrap().contains("dnat ip to 192.168.1.130");
     let mapped_is = |wanted: bool| {
         let until = Instant::now() + Duration::from_secs(10);
@@ -92,17 +96,22 @@ fn the_doctor_tells_networks_apart() {
     if let Some(why) = unavailable() {
         return skipped(&why);
     }
-    for (kind, mapping, rung) in [
-        (Kind::Open, "none", "direct"),
-        (Kind::Rewriting, "endpoint_independent", "punched"),
-        (Kind::Symmetric, "address_and_port_dependent", "relayed"),
-        (Kind::Only443, "unknown", "tcp"),
+    for (kind, mapping, filtering, rung) in [
+        (Kind::Open, "none", "endpoint_independent", "direct"),
+        (Kind::Cone, "endpoint_independent", "endpoint_independent", "punched"),
+        (Kind::Restricted, "endpoint_independent", "address_dependent", "punched"),
+        (Kind::Rewriting, "endpoint_independent", "address_and_port_dependent", "punched"),
+        (Kind::Symmetric, "address_and_port_dependent", "address_and_port_dependent", "relayed"),
+        (Kind::Only443, "unknown", "unknown", "tcp"),
     ] {
-        let said = cell::doctor(kind).unwrap();
+        let said = cell::doctor(kind, 2).unwrap();
         println!("{kind}: {said}");
+        assert_eq!(said["ipv4"]["filtering"], filtering, "{kind}: {said}");
         assert_eq!(said["verdict"]["rung"], rung, "{kind}: {said}");
         assert_eq!(said["ipv4"]["mapping"], mapping, "{kind}: {said}");
         assert_eq!(said["udp"], kind != Kind::Only443, "{kind}: {said}");
         assert_eq!(said["tcp"], true, "{kind}: {said}");
     }
+    let said = cell::doctor(Kind::Restricted, 1).unwrap();
+    assert_eq!(said["ipv4"]["filtering"], "at_most_address_dependent", "one server cannot tell: {said}");
 }

@@ -14,7 +14,7 @@ use super::{CtlArgs, request};
 use crate::{
     audio::{End, Switch},
     controls::Speak,
-    events::{Event, PathKind, PeerState},
+    events::{Event, Outlook, PathKind, PeerState},
     node::Command,
     tui::{
         Input, Theme, View,
@@ -116,6 +116,7 @@ fn screen() -> View {
         name: Some("ben".into()),
         state: PeerState::Connected,
         path: Some(PathKind::Direct),
+        outlook: Outlook::default(),
         verified: true,
         since_start_ms: 1.0,
         reason: None,

@@ -105,7 +105,9 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
         sessions_reserved: defaults.sessions_reserved.min(args.forward_sessions / 10),
         ..defaults
     };
-    let (server, mut events) = Server::spawn(ServerConfig { forward, ..ServerConfig::default() }, incoming);
+    let own = listen.iter().filter_map(transport::ip_of).filter(|ip| !ip.is_unspecified()).collect();
+    let config = ServerConfig { forward, dial_back_from: own, ..ServerConfig::default() };
+    let (server, mut events) = Server::spawn(config, incoming);
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::other(e, ""))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::other(e, ""))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(|e| Failure::other(e, ""))?;

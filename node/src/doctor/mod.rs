@@ -3,6 +3,7 @@
 //!
 //! `probe` gathers [`Facts`]; [`verdict`] judges them and is pure; this file says it in words.
 
+mod filtering;
 mod probe;
 
 use std::fmt::Write;
@@ -10,7 +11,11 @@ use std::fmt::Write;
 use libp2p::Multiaddr;
 use serde::Serialize;
 
-use crate::{audio::DeviceInfo, events::display, nat::Mapping};
+use crate::{
+    audio::DeviceInfo,
+    events::display,
+    nat::{Filtering, Mapping},
+};
 pub use probe::{MAX_ADDRESSES, Options, examine};
 
 /// What was found out. A figure that is not known is `null`.
@@ -40,6 +45,8 @@ pub struct Family {
     pub seen_at: Vec<std::net::SocketAddr>,
     /// RFC 5780 section 4.3.
     pub mapping: Mapping,
+    /// RFC 5780 section 4.4.
+    pub filtering: Filtering,
 }
 
 /// What the router offers.
@@ -112,6 +119,13 @@ pub struct Verdict {
     pub improve: Vec<String>,
 }
 
+impl Family {
+    /// Whether strangers are kept out.
+    fn is_closed(&self) -> bool {
+        matches!(self.filtering, Filtering::AddressDependent | Filtering::AddressAndPortDependent)
+    }
+}
+
 impl Facts {
     fn answered(&self, transport: impl Fn(Transport) -> bool) -> Option<bool> {
         let of: Vec<&Server> = self.servers.iter().filter(|server| transport(server.transport)).collect();
@@ -161,6 +175,14 @@ fn rung(facts: &Facts) -> (Rung, String) {
         _ => return (Rung::Lan, "no server answers: only people on this network can be reached".into()),
     }
     let v4 = facts.ipv4.mapping;
+    if v4 == Mapping::None && facts.ipv4.is_closed() {
+        return (
+            Rung::Punched,
+            "a public IPv4 address, behind a firewall that lets in only who was written to; a hole can be \
+             punched"
+                .into(),
+        );
+    }
     if v4 == Mapping::None {
         return (Rung::Direct, "this machine has a public IPv4 address".into());
     }
@@ -210,6 +232,10 @@ fn improve(facts: &Facts, rung: Rung) -> Vec<String> {
     add(
         rung == Rung::Tcp,
         "Ask whoever runs this network to let UDP out: over TCP each lost packet delays voice.",
+    );
+    add(
+        facts.ipv4.mapping == Mapping::None && facts.ipv4.is_closed(),
+        "Let UDP in to this machine through the firewall, at a port of its own (--listen /ip4/0.0.0.0/udp/PORT/quic-v1).",
     );
     let natted = matches!(rung, Rung::Relayed | Rung::Punched) && facts.ipv4.mapping.is_nat();
     add(
@@ -266,6 +292,9 @@ pub fn in_words(facts: &Facts, verdict: &Verdict) -> String {
         line(name, &value);
         if family.mapping != Mapping::Unknown {
             line("", family.mapping.in_words());
+        }
+        if family.filtering != Filtering::Unknown {
+            line("", family.filtering.in_words());
         }
     }
     let router = facts.router.unwrap_or_default();
@@ -345,6 +374,7 @@ mod tests {
                 addresses: vec!["192.168.1.2".parse().unwrap()],
                 seen_at: vec!["8.8.8.8:5000".parse().unwrap()],
                 mapping,
+                filtering: Filtering::Unknown,
             },
             ipv6: Family::default(),
             router: Some(Router::default()),
@@ -365,6 +395,18 @@ mod tests {
         assert_eq!(rung(Mapping::AddressAndPortDependent, true, true), Rung::Relayed);
         assert_eq!(rung(Mapping::Unknown, false, true), Rung::Tcp);
         assert_eq!(rung(Mapping::Unknown, false, false), Rung::Lan);
+    }
+
+    #[test]
+    fn a_firewall_without_nat_is_told_and_what_would_help() {
+        let mut firewalled = facts(Mapping::None, true, true);
+        firewalled.ipv4.filtering = Filtering::AddressAndPortDependent;
+        let judged = verdict(&firewalled);
+        assert_eq!(judged.rung, Rung::Punched);
+        assert!(judged.improve[0].contains("through the firewall"), "{judged:?}");
+        assert!(in_words(&firewalled, &judged).contains("only who was written to is let in"));
+        firewalled.ipv4.filtering = Filtering::EndpointIndependent;
+        assert_eq!(verdict(&firewalled).rung, Rung::Direct);
     }
 
     #[test]

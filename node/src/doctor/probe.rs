@@ -18,10 +18,10 @@ use libp2p::{
     },
 };
 
-use super::{Clock, Facts, Family, Router, Server, Transport};
+use super::{Clock, Facts, Family, Router, Server, Transport, filtering};
 use crate::{
     audio,
-    nat::Observations,
+    nat::{Filtering, Observations},
     node::{
         portmap, root_cause,
         swarm::{self, Behaviour, BehaviourEvent},
@@ -118,8 +118,15 @@ pub async fn examine(options: &Options) -> Result<Facts, swarm::Error> {
     if probe.servers.iter().any(|server| server.connected_after_ms.is_some()) {
         probe.run(&mut authenticated, Instant::now() + LISTEN_FOR, |_| false).await;
     }
+    let reached: Vec<(Multiaddr, Transport)> = probe
+        .servers
+        .iter()
+        .filter(|server| server.connected_after_ms.is_some())
+        .map(|server| (server.addr.clone(), server.transport))
+        .collect();
+    let filtering = tokio::join!(filtering::examine(&reached, false), filtering::examine(&reached, true));
     let router = router.await.unwrap_or_default();
-    Ok(probe.facts(router))
+    Ok(probe.facts(router, filtering.into()))
 }
 
 impl Probe {
@@ -211,7 +218,7 @@ impl Probe {
         NonZeroU16::new(addr.port())
     }
 
-    fn family(&self, v6: bool) -> Family {
+    fn family(&self, v6: bool, filtering: Filtering) -> Family {
         let far = |addr: &&SocketAddr| {
             addr.is_ipv6() == v6
                 && scope_of(&transport::to_multiaddr(**addr)).is_some_and(|scope| scope > Scope::Loopback)
@@ -230,10 +237,11 @@ impl Probe {
                 .collect(),
             seen_at: self.observations.all(v6),
             mapping: self.observations.mapping(v6, &self.listening),
+            filtering,
         }
     }
 
-    fn facts(self, router: Option<Router>) -> Facts {
+    fn facts(self, router: Option<Router>, [v4, v6]: [Filtering; 2]) -> Facts {
         let quickest = self.pings.values().filter(|pings| pings.len() >= 3).min_by_key(|pings| {
             let mut sorted = (*pings).clone();
             sorted.sort();
@@ -253,8 +261,8 @@ impl Probe {
         let mtu = self.connections.iter().map(|c| c.connection.stats().path.current_mtu).max();
         Facts {
             version: env!("CARGO_PKG_VERSION"),
-            ipv4: self.family(false),
-            ipv6: self.family(true),
+            ipv4: self.family(false, v4),
+            ipv6: self.family(true, v6),
             router,
             rtt_ms,
             jitter_ms,

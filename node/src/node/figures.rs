@@ -84,6 +84,7 @@ impl Node {
             self.emit(Event::Processing(processing));
         }
         for voice in &stats.voices {
+            let outlook = self.outlook(&voice.peer, Instant::now());
             let Some(peer) = self.peers.get_mut(&voice.peer) else { continue };
             let path = peer.paths.route().path();
             if let Some(us) = stats.send_delay_us {
@@ -111,6 +112,7 @@ impl Node {
                 peer_id: voice.peer,
                 name: peer.name.clone().unwrap_or_default(),
                 path: path.as_ref().map(|path| path.kind()),
+                outlook,
                 remote: path.as_ref().map(|path| path.remote()),
                 rtt_ms: path.as_ref().map(|path| ms(path.rtt())),
                 one_way_ms: r.mouth_to_ear_stages_ms.map(|stages| f64::from(stages.network)),
@@ -211,8 +213,9 @@ impl Node {
         let path = peer.paths.route().path().map(|path| path.kind());
         let name = peer.name.clone();
         let verified = self.is_verified(peer);
+        let outlook = self.outlook(&id, Instant::now());
         let since_start_ms = self.since_start();
-        self.emit(Event::Peer { peer_id: id, name, state, path, verified, since_start_ms, reason });
+        self.emit(Event::Peer { peer_id: id, name, state, path, outlook, verified, since_start_ms, reason });
     }
 
     /// Whether it holds the room's secret and the key of its PeerId.

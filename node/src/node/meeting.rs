@@ -169,11 +169,25 @@ impl Node {
         }
     }
 
-    /// Dials a member beside its path, which has fallen silent.
-    pub(super) fn dial_fresh(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.get(&id).filter(|peer| !peer.proven.is_empty()) else { return };
-        let opts =
-            DialOpts::peer_id(id).addresses(peer.proven.clone()).condition(PeerCondition::Always).build();
+    /// Dials a member beside its path, which has fallen silent: where it was met, and where it is said to be now.
+    pub(super) fn dial_fresh(&mut self, id: PeerId, now: Instant) {
+        if !self.config.path.direct() {
+            return;
+        }
+        let said = self.said_by(&id);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.learn_later(said);
+        let mut addresses = peer.proven.clone();
+        let budget = &mut self.budget;
+        let new = peer.addresses.iter().filter(|addr| {
+            !peer.proven.contains(addr) && !peer.is_being_dialled(now, addr) && budget.allow(now, addr)
+        });
+        addresses.extend(new.cloned().collect::<Vec<_>>());
+        if addresses.is_empty() {
+            return;
+        }
+        peer.dialling(now, &addresses);
+        let opts = DialOpts::peer_id(id).addresses(addresses).condition(PeerCondition::Always).build();
         if let Err(error) = self.swarm.dial(opts) {
             tracing::debug!(peer = %id, %error, "no fresh path dialled");
         }

@@ -16,6 +16,7 @@ mod meeting;
 mod observe;
 mod orders;
 pub mod origins;
+mod outlook;
 mod peer;
 pub mod portmap;
 mod relays;
@@ -87,6 +88,8 @@ pub const MAX_CONTROL_PER_SECOND: u32 = 400;
 pub const ARRIVING: Duration = Duration::from_secs(10);
 /// How long a second connection to the same peer is kept beside the one in use.
 const SPARE_PATH_TIME: Duration = Duration::from_secs(5);
+/// How long somebody whom the room does not take in may take to hear why: told again until it is acknowledged.
+const DISMISSED_FOR: Duration = Duration::from_secs(3);
 /// The other side dials first; where it does not, we do after this time.
 const DIAL_SECOND: Duration = Duration::from_millis(300);
 /// Most that a peer's word for its own sending time moves from `network` to `send`, µs.
@@ -313,13 +316,13 @@ impl Node {
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.silent_listeners.remove(&listener_id);
                 self.listening.push(address);
+                self.ask_observers_again();
                 self.addresses_changed();
                 self.network_is_back();
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.listening.retain(|known| *known != address);
                 // Whoever saw us at it sees us no longer.
-                self.observations.clear();
                 self.ask_observers_anew();
                 self.addresses_changed();
             }
@@ -388,6 +391,11 @@ impl Node {
                 looked.push(*id);
                 peer.ask_paths(now);
             }
+            if peer.dismissed.is_some_and(|at| at <= now) {
+                peer.dismissed = None;
+                peer.session.close(now);
+                peer.transmit(now);
+            }
             if peer.ping_due(now) {
                 let ping = Telemetry::Ping { sent_us: clock::now().0 };
                 let _ = peer.session.send_unreliable(now, &ping.encode());
@@ -400,7 +408,7 @@ impl Node {
             self.dial(peer, now);
         }
         for peer in fresh {
-            self.dial_fresh(peer);
+            self.dial_fresh(peer, now);
         }
         for peer in looked {
             self.choose_path(peer);
@@ -449,7 +457,7 @@ impl Node {
         match event {
             session::Event::Established { .. } => {
                 peer.wanted = true;
-                peer.lost_since = None;
+                (peer.lost_since, peer.dismissed) = (None, None);
                 let (route, inbox) = (peer.paths.route(), peer.inbox.clone());
                 peer.paths.handle_arrival(now, via);
                 peer.prove_used();
@@ -499,6 +507,7 @@ impl Node {
                     self.command_media(MediaCommand::SendDelay { peer: id, us });
                 }
                 Some(Telemetry::Report(mut report)) => {
+                    peer.paths.handle_heard(now, report.received, report.lost);
                     if peer.uses_tcp() || self.allowance.holds_back() {
                         lossless(&mut report);
                     }
@@ -548,8 +557,10 @@ impl Node {
             Output::Forget { peer } => self.command_media(MediaCommand::Forget(peer)),
             Output::Joined { peer, name } | Output::Renamed { peer, name } => {
                 self.met_somebody = true;
-                if let Some(known) = self.peers.get_mut(&peer) {
-                    known.name = Some(name);
+                if let Some(known) = self.peers.get_mut(&peer)
+                    && known.name.replace(name).is_none()
+                {
+                    known.paths.expect_to_be_heard(now);
                 }
                 self.mark_punched(peer);
                 self.tell_peer(peer, PeerState::Connected, None);
@@ -599,9 +610,10 @@ impl Node {
                 self.elsewhere.insert(now, peer);
                 self.refused(reason, hint);
             }
+            // What it was told last must arrive: it leaves by itself when it has heard it.
             Output::Close { peer } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
-                    known.session.close(now);
+                    known.dismissed = Some(now + DISMISSED_FOR);
                 }
             }
         }

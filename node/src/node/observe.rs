@@ -16,11 +16,13 @@ use crate::nat::Mapping;
 pub const MAX_OBSERVERS: usize = 6;
 /// They are asked again after a change of our addresses, but no sooner than this.
 const OBSERVE_EVERY: Duration = Duration::from_secs(5);
+/// One that has not answered after this time is asked anew: the network it was asked through may be gone.
+const OBSERVER_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Who is being asked.
 #[derive(Default)]
 pub(super) struct Observers {
-    asked: HashMap<ConnectionId, SocketAddr>,
+    asked: HashMap<ConnectionId, (SocketAddr, Instant)>,
     last: Option<Instant>,
 }
 
@@ -28,16 +30,20 @@ impl Node {
     /// Asks every QUIC address of the servers that was not heard from yet.
     pub(super) fn ask_observers(&mut self) {
         let now = Instant::now();
-        if self.observers.last.is_some_and(|last| now.duration_since(last) < OBSERVE_EVERY) {
-            return;
+        if self.observers.last.is_none_or(|last| now.duration_since(last) >= OBSERVE_EVERY) {
+            self.ask_those(now, |observations, observer| !observations.heard_from(observer));
         }
+    }
+
+    fn ask_those(&mut self, now: Instant, wanted: impl Fn(&Observations, SocketAddr) -> bool) {
         self.observers.last = Some(now);
         for (peer, addr) in self.links.quic_addresses() {
             let Some(observer) = transport::to_socket_addr(&addr) else { continue };
-            let waiting = self.observers.asked.values().any(|asked| *asked == observer);
-            if waiting
-                || self.observations.heard_from(observer)
-                || self.observers.asked.len() >= MAX_OBSERVERS
+            let young = |at: &Instant| now.saturating_duration_since(*at) < OBSERVER_PATIENCE;
+            let asked = || self.observers.asked.values().filter(|(_, at)| young(at));
+            if asked().any(|(asked, _)| *asked == observer)
+                || !wanted(&self.observations, observer)
+                || asked().count() >= MAX_OBSERVERS
             {
                 continue;
             }
@@ -49,7 +55,7 @@ impl Node {
             };
             let id = opts.connection_id();
             self.swarm.behaviour_mut().rendezvous.leave_alone(id);
-            self.observers.asked.insert(id, observer);
+            self.observers.asked.insert(id, (observer, now));
             if let Err(error) = self.swarm.dial(opts) {
                 tracing::debug!(%observer, %error, "no observer");
                 self.observer_failed(id);
@@ -59,8 +65,15 @@ impl Node {
 
     /// What was seen is forgotten: everybody is asked, however short ago that was.
     pub(super) fn ask_observers_anew(&mut self) {
-        self.observers.last = None;
-        self.ask_observers();
+        self.observations.clear();
+        self.ask_those(Instant::now(), |_, _| true);
+    }
+
+    /// There is another network: whoever saw us before may see us elsewhere now.
+    pub(super) fn ask_observers_again(&mut self) {
+        if self.observers.last.is_some() {
+            self.ask_those(Instant::now(), |_, _| true);
+        }
     }
 
     pub(super) fn observer_failed(&mut self, id: ConnectionId) {
@@ -70,7 +83,7 @@ impl Node {
 
     /// A peer told how it sees us. Only those who were asked are believed.
     pub(super) fn handle_identified(&mut self, id: ConnectionId, info: &identify::Info) {
-        let Some(observer) = self.observers.asked.remove(&id) else { return };
+        let Some((observer, _)) = self.observers.asked.remove(&id) else { return };
         self.swarm.close_connection(id);
         if let Some(seen) = transport::to_socket_addr(&info.observed_addr) {
             self.observed(observer, seen);

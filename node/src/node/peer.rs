@@ -69,11 +69,14 @@ pub struct Peer {
     /// Since when it has been here without a session: it became known, or its first path came up.
     pub since: Instant,
     pub next_dial: Option<Instant>,
+    /// The room does not take it in: its session is closed then.
+    pub dismissed: Option<Instant>,
     dials_failed: u32,
     /// Addresses dialled lately, and when.
     dialled: Vec<(Multiaddr, Instant)>,
     /// Dials begun since a path was last up.
     dials: u32,
+    ever_dialled: bool,
     next_ping: Instant,
     pings: u32,
     /// UDP bytes of the path at the last figures: sent, received, and of which path.
@@ -102,9 +105,11 @@ impl Peer {
             told_name: None,
             since: now,
             next_dial: None,
+            dismissed: None,
             dials_failed: 0,
             dialled: Vec::new(),
             dials: 0,
+            ever_dialled: false,
             next_ping: now,
             pings: 0,
             counted: None,
@@ -141,6 +146,7 @@ impl Peer {
             now.saturating_duration_since(*at) < DIAL_BESIDE_AFTER && !addresses.contains(addr)
         });
         self.dials = self.dials.saturating_add(1);
+        self.ever_dialled = true;
         self.dialled.extend(addresses.iter().map(|addr| (addr.clone(), now)));
     }
 
@@ -299,6 +305,17 @@ impl Peer {
         due
     }
 
+    /// Whether a direct path was ever dialled.
+    pub fn has_dialled(&self) -> bool {
+        self.ever_dialled
+    }
+
+    /// When a direct path is tried next, or taken again that stands by.
+    pub fn next_attempt(&self, now: Instant) -> Option<Instant> {
+        let fresh = (self.paths.direct() > 0).then_some(self.next_fresh);
+        [self.next_dial, self.paths.barred_until(now), fresh].into_iter().flatten().min()
+    }
+
     /// True when it is time to ask the peer for its clock; counts as asked.
     pub fn ping_due(&mut self, now: Instant) -> bool {
         if !self.session.is_established() || now < self.next_ping {
@@ -314,7 +331,7 @@ impl Peer {
         let established = self.session.is_established();
         let ping = established.then_some(self.next_ping);
         let look = self.paths.look_due().filter(|_| established);
-        [self.session.poll_timeout(), self.next_dial, ping, look].into_iter().flatten().min()
+        [self.session.poll_timeout(), self.next_dial, self.dismissed, ping, look].into_iter().flatten().min()
     }
 }
 

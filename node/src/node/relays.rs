@@ -301,6 +301,15 @@ impl Node {
         self.drop_spare_tcp(now);
     }
 
+    /// When a server that this path reaches over TCP is tried over UDP again.
+    pub(super) fn udp_again(&self, path: &dyn Path) -> Option<Instant> {
+        let (uplink, _) = path.relay().filter(|(uplink, _)| uplink.is_stream())?;
+        let mut rooms = self.relays.links.iter().filter_map(|link| Some((link.server, link.open.as_ref()?)));
+        let (server, room) = rooms.find(|(_, room)| Arc::ptr_eq(&room.uplink, uplink))?;
+        let offered = !self.links.quic_addresses_of(server).is_empty();
+        (offered && self.config.path != PathChoice::Tcp).then_some(room.udp_again)
+    }
+
     /// A dead connection to a forwarder is closed, so that another one takes its place.
     fn leave_silent_servers(&mut self, now: Instant) {
         let rooms = self.relays.links.iter().filter_map(|link| Some((link.key, link.open.as_ref()?)));

@@ -69,6 +69,8 @@ pub struct Person {
     pub name: Option<String>,
     pub state: PeerState,
     pub path: Option<PathKind>,
+    #[serde(flatten)]
+    pub outlook: events::Outlook,
     pub verified: bool,
     /// What we know of this name and key; `None` until the name is known.
     pub trust: Option<Standing>,
@@ -130,6 +132,7 @@ impl Node {
             name: peer.name.clone(),
             state,
             path: peer.paths.route().path().map(|path| path.kind()),
+            outlook: self.outlook(id, Instant::now()),
             verified: self.is_verified(peer),
             trust: peer.name.as_ref().map(|name| self.config.trust.standing(id, name)),
             compare: self.room.words(id).map(|words| words.join(" ")),

@@ -10,6 +10,7 @@
 
 pub(crate) mod backoff;
 pub mod client;
+pub mod dial_back;
 pub mod hub;
 pub mod limits;
 mod people;

@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::IpAddr,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,6 +30,7 @@ pub use super::wire::Status;
 use crate::forward::{self, Forwarder, wire::FORWARD_PROTOCOL};
 
 use super::{
+    dial_back::{DIAL_BACK_PROTOCOL, DialBacks},
     hub::{Guest, Happened, Hub, Presented, Watching},
     limits::{Bucket, KEEP_ALIVE, Limits, MESSAGE_BURST, MESSAGES_PER_SECOND, STREAM_PATIENCE, WATCH_IDLE},
     store::Prefix,
@@ -62,6 +64,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// What its forwarder may be made to carry.
     pub forward: forward::Limits,
+    /// Its own addresses, where it listens at certain ones: nodes are dialled back from there.
+    pub dial_back_from: Vec<IpAddr>,
     /// How often [`ServerEvent::Stats`] comes. Default 10 s.
     pub stats_every: Duration,
 }
@@ -71,6 +75,7 @@ impl Default for ServerConfig {
         Self {
             limits: Limits::default(),
             forward: forward::Limits::default(),
+            dial_back_from: Vec::new(),
             stats_every: Duration::from_secs(10),
         }
     }
@@ -221,6 +226,7 @@ struct Shared {
     streams_total: usize,
     stop: watch::Receiver<bool>,
     news: Arc<NewsDesk>,
+    dial_backs: DialBacks,
     refused_streams: AtomicU64,
     pushed: AtomicU64,
 }
@@ -292,6 +298,7 @@ impl Server {
             streams_total,
             stop: stopped,
             news,
+            dial_backs: DialBacks::new(now(), config.dial_back_from),
             refused_streams: AtomicU64::new(0),
             pushed: AtomicU64::new(0),
         });
@@ -422,6 +429,12 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
                 let still = |room| shared.with(|hub| hub.is_in(room, &peer));
                 if let Err(error) = shared.forwarder.serve_stream(inbound, membership, still).await {
                     tracing::debug!(%peer, %error, "a forwarding stream ended badly");
+                }
+                return;
+            }
+            if inbound.protocol == DIAL_BACK_PROTOCOL {
+                if let Err(error) = shared.dial_backs.serve(inbound).await {
+                    tracing::debug!(%peer, %error, "nobody was dialled back");
                 }
                 return;
             }

@@ -37,6 +37,7 @@ use libp2p::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::{
+    dial_back::DIAL_BACK_PROTOCOL,
     limits::{
         ACCEPT_BACKLOG, Bucket, CONNECTIONS_PER_PEER, STREAM_BURST, STREAMS_PER_CONNECTION,
         STREAMS_PER_SECOND,
@@ -524,7 +525,7 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = Ask;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Protocols> {
-        let all = vec![WATCH_PROTOCOL, FORWARD_PROTOCOL, RENDEZVOUS_PROTOCOL];
+        let all = vec![WATCH_PROTOCOL, FORWARD_PROTOCOL, RENDEZVOUS_PROTOCOL, DIAL_BACK_PROTOCOL];
         SubstreamProtocol::new(Protocols(if self.accept.is_some() { all } else { Vec::new() }), ())
     }
 

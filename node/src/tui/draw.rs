@@ -70,7 +70,7 @@ pub fn regions(view: &View) -> Regions {
     let shown = count.min((rest.height.saturating_sub(3) / 2).max(1));
     let people = from_top(shown, &mut rest);
     let stages = match view.stages && view.selected().is_some() && rest.height >= 10 {
-        true => from_top(4, &mut rest),
+        true => from_top(if rest.height >= 12 { 5 } else { 4 }, &mut rest),
         false => Rect::default(),
     };
     let from_bottom = |rows: u16, rest: &mut Rect| {

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     audio::{DeviceInfo, End, Switch, VoiceActive},
     controls::{Controls, Hearing, Speak},
-    events::{DeviceState, Event, Notice, PathKind, PeerState, Processing, RendezvousState},
+    events::{DeviceState, Event, Notice, Outlook, PathKind, PeerState, Processing, RendezvousState},
     node::Command,
     trust::Standing,
 };
@@ -54,7 +54,12 @@ fn joined(view: &mut View) {
 fn person(view: &mut View, number: u8, name: &str, state: PeerState, path: Option<PathKind>) {
     let (peer_id, name) = (peer(number), Some(name.to_owned()));
     let (since_start_ms, verified) = (1.0, true);
-    happened(view, Event::Peer { peer_id, name, state, path, verified, since_start_ms, reason: None });
+    let path_why = path.map(|_| "both are on one network");
+    let outlook = Outlook { path_why, next_attempt_ms: path.is_none().then_some(4000.0) };
+    happened(
+        view,
+        Event::Peer { peer_id, name, state, path, outlook, verified, since_start_ms, reason: None },
+    );
 }
 
 fn trust(view: &mut View, number: u8, trust: Standing) {
@@ -64,7 +69,8 @@ fn trust(view: &mut View, number: u8, trust: Standing) {
 fn figures(view: &mut View, number: u8, ms: f32, loss: f64) {
     let Event::Stats(mut stats) = crate::events::tests::figures() else { panic!("figures") };
     stats.peer_id = peer(number);
-    stats.path = view.people.iter().find(|p| p.peer == peer(number)).and_then(|p| p.path);
+    let known = view.people.iter().find(|p| p.peer == peer(number));
+    (stats.path, stats.outlook) = known.map(|p| (p.path, p.outlook)).unwrap_or_default();
     let stages = hallway_codec::Stages {
         capture: 5.1,
         encode: 2.5,
@@ -538,6 +544,7 @@ fn people_come_go_and_are_renamed_in_words() {
             name: Some("dora".into()),
             state: PeerState::Left,
             path: None,
+            outlook: Outlook::default(),
             verified: true,
             since_start_ms: 2.0,
             reason: Some("connection lost"),

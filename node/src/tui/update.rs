@@ -575,8 +575,11 @@ fn handle_event(view: &mut View, event: Event) {
                 view.note(Voice::System, sentence, false);
             }
         }
-        Event::Peer { peer_id, name, state, path, reason, .. } => {
+        Event::Peer { peer_id, name, state, path, outlook, reason, .. } => {
             handle_peer(view, peer_id, name, state, path, reason);
+            if let Some(person) = view.people.iter_mut().find(|person| person.peer == peer_id) {
+                person.outlook = outlook;
+            }
         }
         Event::Trust { peer_id, trust, .. } => {
             if let Some(person) = view.people.iter_mut().find(|person| person.peer == peer_id) {
@@ -600,6 +603,7 @@ fn handle_event(view: &mut View, event: Event) {
         Event::Stats(stats) => {
             if let Some(person) = view.people.iter_mut().find(|person| person.peer == stats.peer_id) {
                 person.path = stats.path.or(person.path);
+                person.outlook = stats.outlook;
                 person.figures(stats);
             }
         }

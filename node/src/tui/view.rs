@@ -9,7 +9,7 @@ use super::Theme;
 use crate::{
     audio::{DeviceInfo, End},
     controls::{Controls, Hearing},
-    events::{PathKind, PeerState, PeerStats, Processing, RendezvousState},
+    events::{Outlook, PathKind, PeerState, PeerStats, Processing, RendezvousState},
     names,
     trust::Standing,
 };
@@ -199,6 +199,8 @@ pub struct Person {
     pub trust: Option<Standing>,
     /// Words to compare aloud.
     pub words: Option<String>,
+    /// Why this path, and when a better one is tried.
+    pub outlook: Outlook,
     /// Loudness now.
     pub level_dbov: f32,
     /// How it is heard here.
@@ -345,6 +347,7 @@ impl Person {
             path: None,
             trust: None,
             words: None,
+            outlook: Outlook::default(),
             level_dbov: -127.0,
             hearing: Hearing::default(),
             stats: None,

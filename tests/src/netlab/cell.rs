@@ -36,25 +36,25 @@ impl Outcome {
     }
 }
 
-/// What the servers of a laboratory listen on.
-pub fn server_listens() -> Vec<String> {
-    let mut listens = Vec::new();
-    for ip in [format!("/ip4/{}", SERVERS_V4[0]), format!("/ip6/{SERVER_V6}")] {
-        listens.extend(
-            ["/udp/4001/quic-v1", "/udp/443/quic-v1", "/tcp/443/tls/ws"].map(|end| format!("{ip}{end}")),
-        );
-    }
-    listens
-}
-
 /// Starts the server; gives it and the arguments that lead to it.
 pub fn serve(lab: &Lab) -> (Process, Vec<String>) {
-    let home = lab.scratch().join("server").display().to_string();
+    serve_at(lab, "server", &[format!("/ip4/{}", SERVERS_V4[0]), format!("/ip6/{SERVER_V6}")])
+}
+
+/// Starts a second server, at an address of its own.
+pub fn serve_second(lab: &Lab) -> (Process, Vec<String>) {
+    serve_at(lab, "second", &[format!("/ip4/{}", SERVERS_V4[1])])
+}
+
+fn serve_at(lab: &Lab, name: &str, ips: &[String]) -> (Process, Vec<String>) {
+    let home = lab.scratch().join(name).display().to_string();
     let mut args = vec!["rendezvous".to_owned(), "--json".into(), "--data-dir".into(), home];
-    for listen in server_listens() {
-        args.extend(["--listen".into(), listen]);
+    for ip in ips {
+        for end in ["/udp/4001/quic-v1", "/udp/443/quic-v1", "/tcp/443/tls/ws"] {
+            args.extend(["--listen".into(), format!("{ip}{end}")]);
+        }
     }
-    let server = lab.hallway("net", "server", args);
+    let server = lab.hallway("net", name, args);
     let id = server.peer_id();
     let at = server.listen().into_iter().flat_map(|addr| ["--at".to_owned(), format!("{addr}/p2p/{id}")]);
     let at = at.collect();
@@ -64,11 +64,11 @@ pub fn serve(lab: &Lab) -> (Process, Vec<String>) {
 /// Starts a node on a host that hums and hears.
 pub fn node(lab: &Lab, side: &str, at: &[String], more: &[&str]) -> Process {
     let home = lab.scratch().join(side).display().to_string();
-    let fixed =
-        ["join", ROOM, "--name", side, "--json", "--input", "tone:440", "--output", "null", "--data-dir"];
+    let fixed = ["join", ROOM, "--name", side, "--json", "--input", "tone:440", "--data-dir", &home];
+    let output: &[&str] = if more.contains(&"--output") { &[] } else { &["--output", "null"] };
     let args = fixed
         .into_iter()
-        .chain([home.as_str()])
+        .chain(output.iter().copied())
         .chain(at.iter().map(String::as_str))
         .chain(more.iter().copied());
     lab.hallway(&format!("{side}-host"), side, args)
@@ -99,13 +99,22 @@ pub fn call(kinds: [Kind; 2], delay: Duration, length: Duration) -> Result<Outco
     Ok(outcome)
 }
 
-/// What `hallway doctor --json` says on one side of a network of this kind.
+/// What `hallway doctor --json` says on one side of a network of this kind, with one server or two.
 ///
 /// # Errors
 /// Where the laboratory cannot be built.
-pub fn doctor(kind: Kind) -> Result<Value> {
-    let lab = Lab::new([kind, Kind::Open], Duration::from_millis(5))?;
-    let (mut server, at) = serve(&lab);
+pub fn doctor(kind: Kind, servers: usize) -> Result<Value> {
+    doctor_in(&Lab::new([kind, Kind::Open], Duration::from_millis(5))?, servers)
+}
+
+/// What it says on side A.
+///
+/// # Errors
+/// Where it says nothing.
+pub fn doctor_in(lab: &Lab, servers: usize) -> Result<Value> {
+    let (mut server, mut at) = serve(lab);
+    let second = (servers > 1).then(|| serve_second(lab));
+    at.extend(second.iter().flat_map(|(_, at)| at.iter().cloned()));
     let args = ["doctor", "--json", "--timeout", "4s"].into_iter().chain(at.iter().map(String::as_str));
     let mut doctor = lab.hallway("a-host", "doctor", args);
     doctor.wait_exit(SOON);

@@ -11,7 +11,10 @@ pub enum Kind {
     Cone,
     /// NAT that keeps ports and lets in only who was written to, as most routers at home.
     Preserving,
-    /// The same, and the router gives ports to who asks (UPnP).
+    /// As [`Kind::Cone`], but only addresses that were written to are let in. Not in the table: to two people it is one of the
+    /// others.
+    Restricted,
+    /// As [`Kind::Preserving`], and the router gives ports to who asks (UPnP).
     Upnp,
     /// NAT that gives another port, the same one towards everybody, and lets in only who was written to.
     Rewriting,
@@ -63,6 +66,7 @@ impl Kind {
         match self {
             Kind::Open => "open",
             Kind::Cone => "cone",
+            Kind::Restricted => "restricted",
             Kind::Upnp => "upnp",
             Kind::Preserving => "preserving",
             Kind::Rewriting => "rewriting",
@@ -127,11 +131,13 @@ impl Kind {
         let outgoing = match self {
             Kind::NoUdp => "iifname lan meta l4proto udp drop; iifname lan accept;",
             Kind::Only443 => "iifname lan tcp dport 443 accept; iifname lan drop;",
+            Kind::Restricted => "iifname lan add @written { udp sport . ip daddr }; iifname lan accept;",
             _ => "iifname lan accept;",
         };
         let incoming = match self {
             Kind::Open => "iifname wan accept;",
             Kind::Cone => "ct status dnat accept;",
+            Kind::Restricted => "ct status dnat udp dport . ip saddr @written accept;",
             Kind::Upnp => "jump miniupnpd;",
             _ => "",
         };
@@ -145,7 +151,7 @@ impl Kind {
             _ => "oifname wan masquerade;".into(),
         };
         let destination = match self {
-            Kind::Cone => format!("iifname wan udp dport 1024-65535 dnat to {host};"),
+            Kind::Cone | Kind::Restricted => format!("iifname wan udp dport 1024-65535 dnat to {host};"),
             _ => String::new(),
         };
         // Where miniupnpd writes its own rules.
@@ -163,6 +169,7 @@ impl Kind {
         // that takes the port away from the host inside.
         format!(
             "table inet filter {{
+                set written {{ type inet_service . ipv4_addr; flags dynamic, timeout; timeout 1m; }}
                 {daemon}
                 chain forward {{
                     type filter hook forward priority 0; policy drop;

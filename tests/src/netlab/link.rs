@@ -9,6 +9,8 @@ use tun_rs::{DeviceBuilder, SyncDevice};
 
 /// No packet is larger.
 const MAX_PACKET: usize = 2048;
+/// Bytes that are kept of what passes, where that is asked for. What comes later is not kept.
+pub const MAX_CAPTURE: usize = 64 << 20;
 /// Longest sleep of a direction in which nothing is under way.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -26,6 +28,8 @@ struct Direction {
 
 struct State {
     pipe: Pipe,
+    captured: Option<Vec<Vec<u8>>>,
+    captured_bytes: usize,
     ended: bool,
     late_most: Duration,
 }
@@ -45,7 +49,9 @@ impl Link {
         let devices = [device(&ends[0])?, device(&ends[1])?];
         let began = Instant::now();
         let directions = pipes.map(|pipe| {
-            let state = Mutex::new(State { pipe, ended: false, late_most: Duration::ZERO });
+            let state =
+                State { pipe, captured: None, captured_bytes: 0, ended: false, late_most: Duration::ZERO };
+            let state = Mutex::new(state);
             Arc::new(Direction { began, state, earlier: Condvar::new() })
         });
         for (from, to) in [(0, 1), (1, 0)] {
@@ -60,6 +66,16 @@ impl Link {
     /// The names of its two devices.
     pub fn ends(&self) -> &[String; 2] {
         &self.ends
+    }
+
+    /// Keeps every packet from now on, at most [`MAX_CAPTURE`] bytes each way.
+    pub fn capture(&self) {
+        self.directions.iter().for_each(|direction| direction.lock().captured = Some(Vec::new()));
+    }
+
+    /// What was kept of each direction.
+    pub fn captured(&self) -> [Vec<Vec<u8>>; 2] {
+        self.directions.each_ref().map(|direction| direction.lock().captured.clone().unwrap_or_default())
     }
 
     /// What went through each direction, and how much too late the latest packet came out.
@@ -80,7 +96,15 @@ impl Direction {
         let mut buffer = [0; MAX_PACKET];
         // An error says that the device is gone.
         while let Ok(len) = from.recv(&mut buffer) {
-            self.lock().pipe.handle_packet(self.began.elapsed(), &buffer[..len]);
+            let mut state = self.lock();
+            if state.captured_bytes + len <= MAX_CAPTURE
+                && let Some(captured) = &mut state.captured
+            {
+                captured.push(buffer[..len].to_vec());
+                state.captured_bytes += len;
+            }
+            state.pipe.handle_packet(self.began.elapsed(), &buffer[..len]);
+            drop(state);
             self.earlier.notify_one();
         }
         self.lock().ended = true;

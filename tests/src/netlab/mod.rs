@@ -69,9 +69,11 @@ struct Plan {
 }
 
 /// Nothing leaves the machine. miniupnpd does not take the addresses reserved for examples for public ones.
-const PLANS: [Plan; 2] = [
+const PLANS: [Plan; 3] = [
     Plan { wan: Ipv4Addr::new(11, 10, 1, 2), lan: "192.168.1", public_lan: "11.10.1", lan6: "2001:db8:a" },
     Plan { wan: Ipv4Addr::new(11, 10, 2, 2), lan: "192.168.2", public_lan: "11.10.2", lan6: "2001:db8:b" },
+    // Where side A goes on the way.
+    Plan { wan: Ipv4Addr::new(11, 10, 3, 2), lan: "192.168.3", public_lan: "11.10.3", lan6: "2001:db8:c" },
 ];
 
 /// Two sides and the internet. Its namespaces are gone when it is dropped.
@@ -80,6 +82,8 @@ pub struct Lab {
     namespaces: Vec<String>,
     // The links end with the namespaces that hold their ends.
     links: Vec<Link>,
+    /// What side A's host is told when it moves.
+    mobile: Vec<String>,
     /// What runs on routers.
     daemons: Vec<std::process::Child>,
     scratch: tempfile::TempDir,
@@ -111,6 +115,7 @@ impl Lab {
             prefix,
             namespaces: Vec::new(),
             links: Vec::new(),
+            mobile: Vec::new(),
             daemons: Vec::new(),
             scratch: tempfile::tempdir()?,
         };
@@ -126,14 +131,49 @@ impl Lab {
         }
         lab.ip("net", &format!("addr add {SERVER_V6}/128 dev lo nodad"))?;
         for ((kind, plan), side) in kinds.into_iter().zip(&PLANS).zip(["a", "b"]) {
-            lab.add_side(side, kind, plan, delay).with_context(|| format!("side {side}, {kind}"))?;
+            let host = format!("{side}-host");
+            lab.add_namespace(&host)?;
+            let settings = lab.add_access(side, &host, "eth", (kind, plan), delay);
+            for setting in settings.with_context(|| format!("side {side}, {kind}"))? {
+                lab.ip(&host, &setting)?;
+            }
         }
         Ok(lab)
     }
 
-    fn add_side(&mut self, side: &str, kind: Kind, plan: &Plan, delay: Duration) -> Result<()> {
-        let (host, router) = (format!("{side}-host"), format!("{side}-router"));
-        self.add_namespace(&host)?;
+    /// Puts another network within reach of side A, for [`Lab::roam`].
+    ///
+    /// # Errors
+    /// Where it cannot be built.
+    pub fn add_mobile(&mut self, kind: Kind, delay: Duration) -> Result<()> {
+        let [_, _, plan] = &PLANS;
+        let settings = self.add_access("m", "a-host", "mobile", (kind, plan), delay);
+        self.mobile = settings.with_context(|| format!("the mobile network, {kind}"))?;
+        Ok(())
+    }
+
+    /// Side A leaves its network and is in the other one, under another address, as from Wi-Fi to mobile.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn roam(&self) -> Result<()> {
+        self.ip("a-host", "addr flush dev eth")?;
+        self.ip("a-host", "link set eth down")?;
+        self.mobile.iter().try_for_each(|setting| self.ip("a-host", setting))
+    }
+
+    /// Puts a router and its link between a host's device and the internet. Gives what the host is to be told, in the
+    /// words of ip(8).
+    fn add_access(
+        &mut self,
+        side: &str,
+        host: &str,
+        device_of_host: &str,
+        (kind, plan): (Kind, &Plan),
+        delay: Duration,
+    ) -> Result<Vec<String>> {
+        let router = format!("{side}-router");
+        let mut settings = Vec::new();
         self.add_namespace(&router)?;
         let mtu = if kind == Kind::SmallMtu { 1280 } else { MTU };
         let to_side = format!("to-{side}");
@@ -164,24 +204,24 @@ impl Lab {
             self.nft(&home, &Kind::Preserving.rules(""))?;
             inner = home;
         }
-        self.cable(&inner, "lan", &host, "eth")?;
+        self.cable(&inner, "lan", host, device_of_host)?;
         let lan = if kind.is_public_v4() { plan.public_lan } else { plan.lan };
         let address = format!("{lan}.130");
         if kind.has_ipv4() {
             self.ip(&inner, &format!("addr add {lan}.129/25 dev lan"))?;
-            self.ip(&host, &format!("addr add {address}/25 dev eth"))?;
-            self.ip(&host, &format!("route add default via {lan}.129"))?;
+            settings.push(format!("addr add {address}/25 dev {device_of_host}"));
+            settings.push(format!("route add default via {lan}.129"));
         }
         if kind.has_ipv6() {
             self.ip(&inner, &format!("addr add {}:1::1/64 dev lan nodad", plan.lan6))?;
-            self.ip(&host, &format!("addr add {}:1::130/64 dev eth nodad", plan.lan6))?;
-            self.ip(&host, &format!("-6 route add default via {}:1::1", plan.lan6))?;
+            settings.push(format!("addr add {}:1::130/64 dev {device_of_host} nodad", plan.lan6));
+            settings.push(format!("-6 route add default via {}:1::1", plan.lan6));
         }
         self.nft(&router, &kind.rules(&address))?;
         if kind == Kind::Upnp {
             self.start_upnp(&router)?;
         }
-        Ok(())
+        Ok(settings)
     }
 
     /// Whether this machine can stand for a router with UPnP.
@@ -225,6 +265,19 @@ impl Lab {
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Process {
         Process::start_in(&self.name(machine), self.scratch.path(), name, args)
+    }
+
+    /// The link between side A's or B's router and the internet.
+    pub fn link(&self, side: usize) -> &Link {
+        &self.links[side]
+    }
+
+    /// The router of side A has these rules too, in nftables' words.
+    ///
+    /// # Errors
+    /// Where nft refuses them.
+    pub fn add_rules(&self, rules: &str) -> Result<()> {
+        self.nft("a-router", rules)
     }
 
     /// Files of this laboratory.

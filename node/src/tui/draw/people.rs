@@ -190,12 +190,28 @@ fn plot(view: &View, person: &Person, width: u16, pen: &mut Pen<'_>) {
     }
 }
 
+/// Why the voice takes the path that it takes, and when a better one is tried.
+fn why_this_path(view: &View, person: &Person, pen: &mut Pen<'_>) {
+    let (word, style) = standing(view, person);
+    pen.write(&word, style);
+    let said = [person.outlook.path_why.map(str::to_owned), person.outlook.next_in_words()];
+    for (said, before) in
+        said.into_iter().zip([": ", "; "]).filter_map(|(said, before)| Some((said?, before)))
+    {
+        pen.write(before, view.theme.dim);
+        pen.write(&said, Style::new());
+    }
+}
+
 fn stages(view: &View, person: &Person, area: Rect, buffer: &mut Buffer) {
     let theme = &view.theme;
     let title = format!("{}'s voice to your ear", person.label);
     super::rule(view, Rect { height: 1, ..area }, &title, buffer);
     let line =
         |at: u16| Rect { y: area.y + at, height: 1, x: area.x + 2, width: area.width.saturating_sub(3) };
+    if area.height > 4 {
+        why_this_path(view, person, &mut Pen::new(buffer, line(4)));
+    }
     let figures = person.stats.as_ref();
     let Some((stats, s)) = figures.and_then(|stats| Some((stats, stats.mouth_to_ear_stages_ms?))) else {
         return Pen::new(buffer, line(1)).write("no figures yet: the clocks are not compared", theme.dim);

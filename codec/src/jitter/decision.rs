@@ -116,7 +116,7 @@ mod tests {
         let decision = Decision::default();
         assert_eq!(decision.step(0, 100.0), Step::Keep);
         assert_eq!(decision.step(0, -40.0), Step::Keep);
-        assert!(speed(0.0, 48.0) > 1.0001 && speed(0.0, 48.0) < 1.0002);
+        assert!(speed(0.0, 48.0) > 1.0003 && speed(0.0, 48.0) < 1.0005);
         assert_eq!(decision.step(0, 480.0), Step::Shorten { most: 480, force: false });
         assert_eq!(decision.step(0, -60.0), Step::Lengthen { most: 480, force: false });
         assert_eq!(decision.step(0, -700.0), Step::Lengthen { most: 700, force: false });

@@ -92,6 +92,59 @@ fn given_and_given_back(lab: &Lab) {
 }
 
 #[test]
+fn a_router_that_speaks_pcp_or_nat_pmp_alone_gives_a_port_too() {
+    if let Some(why) = unavailable() {
+        return skipped(&why);
+    }
+    if !Lab::has_upnp() {
+        return skipped("no miniupnpd");
+    }
+    // The first byte of both protocols' requests is their version: 2 is PCP (RFC 6887), 0 NAT-PMP (RFC 6886).
+    for (protocol, deaf_to) in [("pcp", "!= 2"), ("nat_pmp", "2")] {
+        let lab = Lab::new([Kind::Upnp, Kind::Open], DELAY).unwrap();
+        lab.add_rules("insert rule inet filter input udp dport 1900 drop").unwrap();
+        lab.add_rules(&format!("insert rule inet filter input udp dport 5351 @th,64,8 {deaf_to} drop"))
+            .unwrap();
+        let said = cell::doctor_in(&lab, 1).unwrap();
+        println!("{protocol}: {said}");
+        for spoken in ["upnp", "pcp", "nat_pmp"] {
+            assert_eq!(said["router"][spoken], spoken == protocol, "{spoken}: {said}");
+        }
+        assert!(said["router"]["external"].is_string() && said["verdict"]["rung"] == "direct", "{said}");
+        given_and_given_back(&lab);
+    }
+}
+
+#[test]
+fn who_hides_behind_a_server_shows_its_address_to_no_member_in_packets_or_records() {
+    if let Some(why) = unavailable() {
+        return skipped(&why);
+    }
+    let lab = Lab::new([Kind::Open, Kind::Open], DELAY).unwrap();
+    let (mut server, at) = cell::serve(&lab);
+    lab.link(1).capture();
+    let trace = lab.scratch().join("b.log").display().to_string();
+    let mut ana = cell::node(&lab, "a", &at, &["--path", "relay"]);
+    let mut ben = cell::node(&lab, "b", &at, &["--log-level", "trace", "--log-file", &trace]);
+    ben.wait_hearing(&ana.peer_id());
+    ana.wait_hearing(&ben.peer_id());
+    std::thread::sleep(Duration::from_secs(8));
+    ana.leave();
+    ben.leave();
+    server.leave();
+    let hidden = [11, 10, 1, 130];
+    let packets = lab.link(1).captured().concat();
+    let shows = |packet: &&Vec<u8>| packet.windows(4).any(|bytes| bytes == hidden);
+    println!("{} packets at the other member's link", packets.len());
+    assert!(packets.len() > 500, "{}", packets.len());
+    assert_eq!(packets.iter().filter(shows).count(), 0, "its address in a packet");
+    let text = hidden.map(|byte: u8| byte.to_string()).join(".");
+    let told = [ben.stdout(), std::fs::read(&trace).unwrap()].concat();
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains(&ana.peer_id()) && !told.contains(&text), "its address in what the other was told");
+}
+
+#[test]
 fn the_doctor_tells_networks_apart() {
     if let Some(why) = unavailable() {
         return skipped(&why);

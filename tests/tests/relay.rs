@@ -266,6 +266,36 @@ fn a_direct_path_that_dies_is_replaced_by_the_server_at_once_and_taken_again_whe
     }
 }
 
+#[test]
+fn a_call_that_climbs_from_the_server_to_a_direct_path_loses_no_frame() {
+    let hall = Hall::open();
+    let link = Profile::symmetric("10 ms", LinkConfig { delay_ms: 10.0, ..LinkConfig::default() }, 7);
+    let proxy = Proxy::start(ProxyConfig::new(link)).unwrap();
+    // No direct path at first.
+    proxy.black_out(Duration::from_secs(6));
+    let stand_ins = [proxy.addr_of_a().unwrap(), proxy.addr_of_b().unwrap()].map(quic);
+    let args = stand_ins.each_ref().map(|at| ["--announce", at.as_str()]);
+    let pair = Pair::start(&hall, [&args[0], &args[1]]);
+    proxy.set_a(socket_of(&pair.nodes[0]));
+    proxy.set_b(socket_of(&pair.nodes[1]));
+    pair.hear();
+    pair.wait_path([0, 0], "relayed", SOON);
+    pass_time(Duration::from_secs(2));
+    let (marks, heard) = (pair.marks(), clock::now_ns());
+    pair.wait_path([0, 0], "direct", Duration::from_secs(20));
+    pass_time(Duration::from_secs(4));
+    for (i, mark) in marks.into_iter().enumerate() {
+        let stats = pair.nodes[i].events().into_iter().skip(mark).filter(|event| event["event"] == "stats");
+        let lost: Vec<f64> = stats.filter_map(|stats| stats["loss_pct"].as_f64()).collect();
+        println!("{} lost {lost:?} %", pair.nodes[i].name);
+        assert!(lost.len() >= 4 && lost.iter().all(|lost| *lost == 0.0), "{lost:?}");
+    }
+    let end = clock::now_ns();
+    for gap in pair.gaps(heard, end) {
+        assert!(gap < Duration::from_millis(60), "{gap:?}");
+    }
+}
+
 /// The NAT of one side forgets its mapping in a call that has no other path.
 fn rebound(a: bool) -> [Duration; 2] {
     let hall = Hall::open();

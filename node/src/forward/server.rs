@@ -8,7 +8,7 @@ use std::{
     io,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -33,6 +33,7 @@ use super::{
 use crate::{
     rendezvous::{
         limits::{KEEP_ALIVE, STREAM_PATIENCE, WATCH_IDLE},
+        server::locked,
         store::{Prefix, Room},
         streams::Inbound,
         wire::{self as framing, ReadError},
@@ -109,10 +110,6 @@ impl std::fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Forwarder").field(&self.stats()).finish()
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Forwarder {

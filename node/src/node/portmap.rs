@@ -34,8 +34,15 @@ pub fn config() -> portmapper::Config {
 impl PortMap {
     fn ask(port: NonZeroU16) -> Self {
         let client = portmapper::Client::new(config());
+        // Unasked, the library tries UPnP alone: what else the router speaks is found out beside it, and then used.
         client.update_local_port(port);
         let external = client.watch_external_address();
+        let again = client.clone();
+        tokio::spawn(async move {
+            if again.probe().await.is_ok() {
+                again.update_local_port(port);
+            }
+        });
         Self { client, external }
     }
 

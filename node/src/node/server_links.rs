@@ -12,7 +12,7 @@ use crate::{
     invite::RoomSecrets,
     rendezvous::{
         Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, policy::dialable, scope_of,
-        wire::DOOR_LEN,
+        streams::is_quic, wire::DOOR_LEN,
     },
     transport::to_socket_addr,
 };
@@ -339,10 +339,6 @@ fn weight(server: &str, namespace: &str) -> [u8; 32] {
     let mut weight = [0; 32];
     weight.copy_from_slice(context.finish().as_ref());
     weight
-}
-
-fn is_quic(addr: &Multiaddr) -> bool {
-    addr.iter().any(|part| matches!(part, Protocol::QuicV1))
 }
 
 /// One entry for each server: addresses that end in one PeerId are one server's. Where the person names no TCP address,

@@ -22,9 +22,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
+use crate::session::bucket::Bucket;
+
 use super::{
     backoff::{Backoff, LONGEST, SHORTEST},
-    limits::{Bucket, KEEP_ALIVE, STREAM_PATIENCE, WATCH_IDLE},
+    limits::{KEEP_ALIVE, STREAM_PATIENCE, WATCH_IDLE},
     people::{People, RELIST_GRACE},
     policy::{Scope, scope_of},
     record::{self, Form},
@@ -421,7 +423,7 @@ impl Session {
         };
         send(&mut writer, &WatchRequest { watch: Some(watch), ..WatchRequest::default() }).await?;
 
-        let mut pace = Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
+        let mut pace = Bucket::per_second(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
         let mut keep_alive = interval(KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         keep_alive.tick().await;

@@ -24,12 +24,15 @@ use libp2p::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    limits::{Bucket, STREAM_PATIENCE},
+    limits::STREAM_PATIENCE,
     policy::scope_of_ip,
     streams::{Inbound, OpenError, Opener, Target},
     wire::{self, ReadError},
 };
-use crate::transport::{self, QuicTransport};
+use crate::{
+    session::bucket::Bucket,
+    transport::{self, QuicTransport},
+};
 
 /// One request and its answer on a stream.
 pub const DIAL_BACK_PROTOCOL: StreamProtocol = StreamProtocol::new("/hallway/dial-back/1");
@@ -105,7 +108,7 @@ pub(super) struct DialBacks {
 impl DialBacks {
     /// `from`: the server's own addresses, where it was told to be at certain ones.
     pub(super) fn new(now: std::time::Instant, from: Vec<IpAddr>) -> Self {
-        Self { pace: Mutex::new(Bucket::new(DIAL_BACK_BURST, DIAL_BACKS_PER_SECOND, now)), from }
+        Self { pace: Mutex::new(Bucket::per_second(DIAL_BACK_BURST, DIAL_BACKS_PER_SECOND, now)), from }
     }
 
     /// From where somebody is to be dialled: the address that nodes know, or whichever the system takes.

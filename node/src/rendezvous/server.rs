@@ -27,12 +27,15 @@ use tokio::{
 };
 
 pub use super::wire::Status;
-use crate::forward::{self, Forwarder, wire::FORWARD_PROTOCOL};
+use crate::{
+    forward::{self, Forwarder, wire::FORWARD_PROTOCOL},
+    session::bucket::Bucket,
+};
 
 use super::{
     dial_back::{DIAL_BACK_PROTOCOL, DialBacks},
     hub::{Guest, Happened, Hub, Presented, Watching},
-    limits::{Bucket, KEEP_ALIVE, Limits, MESSAGE_BURST, MESSAGES_PER_SECOND, STREAM_PATIENCE, WATCH_IDLE},
+    limits::{KEEP_ALIVE, Limits, MESSAGE_BURST, MESSAGES_PER_SECOND, STREAM_PATIENCE, WATCH_IDLE},
     store::Prefix,
     streams::{Inbound, Incoming},
     watchers::WatchId,
@@ -283,7 +286,7 @@ impl Server {
         let streams_total = config.limits.streams_total;
         let news = Arc::new(NewsDesk {
             events,
-            refusals: Mutex::new(Bucket::new(REFUSALS_BURST, REFUSALS_PER_SECOND, now())),
+            refusals: Mutex::new(Bucket::per_second(REFUSALS_BURST, REFUSALS_PER_SECOND, now())),
             events_dropped: AtomicU64::new(0),
             forward_refused: AtomicU64::new(0),
         });
@@ -346,7 +349,8 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// What panicked while it held the lock has left whole entries only.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -593,7 +597,7 @@ impl OpenWatch<'_> {
         }
 
         let mut stop = self.shared.stop.clone();
-        let mut pace = Bucket::new(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
+        let mut pace = Bucket::per_second(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
         let mut keep_alive = interval(KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut door_told = now();

@@ -39,12 +39,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use super::{
     dial_back::DIAL_BACK_PROTOCOL,
     limits::{
-        ACCEPT_BACKLOG, Bucket, CONNECTIONS_PER_PEER, STREAM_BURST, STREAMS_PER_CONNECTION,
-        STREAMS_PER_SECOND,
+        ACCEPT_BACKLOG, CONNECTIONS_PER_PEER, STREAM_BURST, STREAMS_PER_CONNECTION, STREAMS_PER_SECOND,
     },
     wire::{RENDEZVOUS_PROTOCOL, WATCH_PROTOCOL},
 };
-use crate::{forward::wire::FORWARD_PROTOCOL, text::clean_line};
+use crate::{forward::wire::FORWARD_PROTOCOL, session::bucket::Bucket, text::clean_line};
 
 /// Addresses of one server that are tried.
 pub const MAX_SERVER_ADDRESSES: usize = 8;
@@ -57,7 +56,7 @@ pub const MAX_PENDING_OPENS: usize = 64;
 /// TCP is tried this much later than QUIC: on a healthy network QUIC is there by then.
 pub const HEAD_START: Duration = Duration::from_millis(250);
 
-fn is_quic(addr: &Multiaddr) -> bool {
+pub(crate) fn is_quic(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| matches!(part, Protocol::QuicV1))
 }
 
@@ -302,7 +301,7 @@ impl Behaviour {
             accept,
             asks: VecDeque::new(),
             open: Arc::new(Semaphore::new(STREAMS_PER_CONNECTION)),
-            pace: Bucket::new(STREAM_BURST, STREAMS_PER_SECOND, Instant::now()),
+            pace: Bucket::per_second(STREAM_BURST, STREAMS_PER_SECOND, Instant::now()),
         }
     }
 

@@ -17,6 +17,12 @@ impl Bucket {
         Self { capacity, every, tokens: capacity, filled: now }
     }
 
+    /// A full bucket that gives so many a second.
+    pub fn per_second(capacity: u32, per_second: u32, now: Instant) -> Self {
+        let every = Duration::from_secs(1).checked_div(per_second).unwrap_or(Duration::MAX);
+        Self::new(capacity, every, now)
+    }
+
     /// Takes a token if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
         while self.tokens < self.capacity {
@@ -44,6 +50,9 @@ mod tests {
         let takes = |bucket: &mut Bucket, at: u64| bucket.take(start + Duration::from_millis(at));
         assert_eq!([0, 0, 0, 0, 999].map(|at| takes(&mut bucket, at)), [true, true, true, false, false]);
         assert_eq!([1000, 1001, 2000].map(|at| takes(&mut bucket, at)), [true, false, true]);
+        let mut fast = Bucket::per_second(4, 2, start);
+        assert_eq!((0..10).filter(|_| takes(&mut fast, 0)).count(), 4);
+        assert_eq!((0..10).filter(|_| takes(&mut fast, 1000)).count(), 2);
         assert_eq!([100_000; 4].map(|at| takes(&mut bucket, at)), [true, true, true, false]);
     }
 }

@@ -1,11 +1,13 @@
 //! Writes what was said and what was heard over links of the table, under virtual time, to be scored by PESQ and the like.
 //!
-//! `score VOICE.wav OUT-DIRECTORY SEED.. -- PROFILE[_quick|_safe]..`: the voice is mono, 48 kHz. For each profile and seed it is said twice,
-//! the second time is written: `PROFILE-SEED.said.wav`, `PROFILE-SEED.heard.wav` and `PROFILE-SEED.json`.
+//! `score VOICE.wav OUT-DIRECTORY SEED.. -- PROFILE[_quick|_safe][@MS]..`: @ holds the sound back by so much, come what may,
+//! beyond the fastest packet. What is heard then over a range of delays bounds what any choice of delay can reach. PROFILE
+//! may be spelt out (`delay=40,jitter=5,loss=1,burst=60`). The voice is mono, 48 kHz. For each profile and seed it is said
+//! twice, the second time is written: `PROFILE-SEED.said.wav`, `PROFILE-SEED.heard.wav` and `PROFILE-SEED.json`.
 #![allow(clippy::print_stdout, reason = "a program for people")]
 
 use anyhow::{Context, ensure};
-use hallway_codec::{Delay, JitterConfig, ReceiverConfig};
+use hallway_codec::{Delay, JitterConfig, ReceiverConfig, Samples};
 use hallway_tests::{Lab, Profile};
 use std::{path::Path, time::Duration};
 
@@ -33,15 +35,20 @@ fn main() -> anyhow::Result<()> {
 
 fn run(voice: &[f32], out: &Path, seed: u64, name: &str) -> anyhow::Result<()> {
     let length = Duration::from_secs_f64(voice.len() as f64 / 48_000.0);
-    let (link, wish) = name.split_once('_').unwrap_or((name, "balanced"));
+    let (called, held) = name.split_once('@').unwrap_or((name, ""));
+    let (link, wish) = called.split_once('_').unwrap_or((called, "balanced"));
     let delay = match wish {
         "quick" => Delay::Quick,
         "safe" => Delay::Safe,
         _ => Delay::Balanced,
     };
-    let jitter = JitterConfig { delay, ..JitterConfig::default() };
+    let mut jitter = JitterConfig { delay, ..JitterConfig::default() };
+    if !held.is_empty() {
+        let held = Samples::from_micros((held.parse::<f64>()? * 1e3) as u64);
+        jitter = JitterConfig { floor: held, ceiling: held, ..jitter };
+    }
     let receiver = ReceiverConfig { jitter, ..ReceiverConfig::default() };
-    let lab = Lab::seeded(seed).over(&Profile::named(link)?).voice(voice).receiver(receiver);
+    let lab = Lab::seeded(seed).over(&link.parse::<Profile>()?).voice(voice).receiver(receiver);
     let mut call = lab.one_way().call("ana", "ben");
     call.run_for(length);
     call.forget("ben");

@@ -34,12 +34,17 @@ const LATE_OF_JITTER: usize = 50;
 /// What missing sound costs, in ms of delay, times the square root of its share in percent: measured by PESQ, the first
 /// missing frames hurt most. Low-delay frames that come too late are mended, so that they cost less than lost ones.
 const COST: [Cost; 3] = [
-    Cost { of: Delay::Quick, fragile: 15.0, speech: 70.0 },
-    Cost { of: Delay::Balanced, fragile: 40.0, speech: 100.0 },
+    Cost { of: Delay::Quick, fragile: 15.0, speech: 150.0 },
+    Cost { of: Delay::Balanced, fragile: 40.0, speech: 56.0 },
     Cost { of: Delay::Safe, fragile: 140.0, speech: 200.0 },
 ];
 /// Most delay beyond the fastest packet that is taken where one wishes to be quick.
-const QUICK_CEILING: i64 = 62 * 48;
+const QUICK_CEILING: i64 = 56 * 48;
+/// Where so great a part of the frames comes so much later than the fastest by itself, not as a copy, delay buys more: what
+/// is late there is late together, and is missed in one piece. Missing speech then costs so many times more.
+const WILD_SHARE: f64 = 0.05;
+const WILD: i64 = 60 * 48;
+const WILD_COSTS: f64 = 1.8;
 /// Share in percent below which more hardly counts: the odd frame in a minute.
 const HARMLESS: f64 = 0.005;
 /// A greater delay must save so much of that cost, in ms.
@@ -214,12 +219,15 @@ impl Target {
         let base_now = self.forget_other_levels(pulled, slope);
         let first = self.came.front()?.pulled;
         let (mut base, mut known) = (i64::MAX, 0);
+        let (mut mains, mut latest) = (0u32, 0u32);
         self.sorted.clear();
         for came in self.came.iter().filter(|c| c.back <= manner.reach) {
             let lateness = came.moved(pulled - came.pulled, slope);
             base = base.min(lateness);
             known += i64::from(came.steps);
             self.sorted.push((lateness, came.steps));
+            mains += u32::from(came.back == 0);
+            latest += u32::from(came.back == 0 && lateness > base + WILD);
         }
         if self.sorted.is_empty() {
             return None;
@@ -229,9 +237,14 @@ impl Target {
         let jitter = self.sorted.get(self.sorted.len() * LATE_OF_JITTER / 1000).map_or(0, |s| s.0 - base);
         let expected = known.max((pulled - first) / STEP);
         let changed = self.changed.is_some_and(|at| pulled - at < CHANGED_FOR);
+        let wild = f64::from(latest) > WILD_SHARE * f64::from(mains);
         let ceiling = self.level(pulled, base_now) + self.ceiling();
-        let chosen =
-            self.choose(pulled, slope, manner, Seen { expected, known, base, ceiling, changed, jitter });
+        let chosen = self.choose(
+            pulled,
+            slope,
+            manner,
+            Seen { expected, known, base, ceiling, changed, jitter, wild },
+        );
         let is_known = self.began.is_some_and(|began| pulled - began >= KNOWN_AFTER);
         let floor = if is_known { self.config.floor.0 } else { self.start().0 };
         let wanted = chosen + i64::from(self.config.margin.0) + LEAD as i64;
@@ -334,7 +347,8 @@ impl Target {
         let (weight, worth, patience) = if manner.fragile {
             (cost.fragile, WORTH_RAISING_FRAGILE, LOWER_AFTER_FRAGILE)
         } else {
-            (cost.speech, WORTH_RAISING_SPEECH, LOWER_AFTER_SPEECH)
+            let wild = if seen.wild { WILD_COSTS } else { 1.0 };
+            (cost.speech * wild, WORTH_RAISING_SPEECH, LOWER_AFTER_SPEECH)
         };
         let cost = |offset: i64, missing: i64| {
             let percent = 100.0 * missing as f64 / seen.expected.max(1) as f64;
@@ -421,6 +435,8 @@ struct Seen {
     jitter: i64,
     /// The path changed its level of late.
     changed: bool,
+    /// Frames come far apart by themselves; see [`WILD_SHARE`].
+    wild: bool,
 }
 
 #[cfg(test)]

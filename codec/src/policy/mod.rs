@@ -111,6 +111,19 @@ impl Policy {
         self.bytes_with(self.copies.len())
     }
 
+    /// The same of the packet half a frame later.
+    #[must_use]
+    pub fn half_bytes(&self) -> usize {
+        self.bytes_with(self.half.len())
+    }
+
+    /// Whether frames may differ in length, since packets do not: a short one leaves room for a long one beside it. Short
+    /// speech frames gain much by it (0.2 of PESQ at 10 ms), those of 20 ms nothing.
+    #[must_use]
+    pub fn varies_within(&self) -> bool {
+        !self.copies.is_empty() && self.application == Application::Voip && self.frame < Samples::MS_20
+    }
+
     /// Whether no packet carries copies: most are brief then.
     #[must_use]
     pub fn is_plain(&self) -> bool {

@@ -27,7 +27,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 16, false, &[], &[]),
         ],
         (Profile::Talk, Grade::Light) => &[
-            (MS_10, LowDelay, 64, false, &[1], &[]),
+            (MS_10, LowDelay, 54, false, &[1], &[]),
             (MS_20, Voip, 32, false, &[1, 2], &[]),
             (MS_20, Voip, 24, false, &[1, 2], &[]),
             (MS_20, Voip, 16, false, &[1, 2], &[]),

@@ -17,7 +17,7 @@ pub use ring::MAX_CAPTURED;
 use self::ring::Ring;
 use crate::{
     error::Error,
-    frame::{self, FRAME_HEADER_BYTES, Frame, HEADER_BYTES, Header, MAX_COPIES, STEP, WHOLE_EVERY},
+    frame::{self, Frame, Header, MAX_COPIES, STEP, WHOLE_EVERY},
     levels::{Dbov, Meter},
     opus::{Application, Encoder, EncoderSettings, inspect},
     policy::{Controller, Delay, Policy, Profile},
@@ -330,7 +330,7 @@ impl Sender {
             return Some(self.count(now, &header, captured_at, frame, lookahead));
         }
         let offsets = if half { &self.policy.half } else { &self.policy.copies };
-        let size = HEADER_BYTES + (1 + offsets.len()) * (FRAME_HEADER_BYTES + main.opus.len());
+        let size = if half { self.policy.half_bytes() } else { self.policy.whole_bytes() };
         let copies = offsets.iter().filter_map(|back| {
             let distance = u64::from(*back) * u64::from(frame.0);
             let copy =
@@ -413,7 +413,7 @@ impl Sender {
         let settings = EncoderSettings {
             application: self.policy.application,
             bitrate: self.policy.bitrate,
-            constant_rate: true,
+            constant_rate: !self.policy.varies_within(),
             complexity: self.policy.complexity,
             fec: self.policy.fec,
             loss_percent: self.policy.loss_perc,

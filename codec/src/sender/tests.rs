@@ -120,6 +120,34 @@ fn copies_are_the_very_bytes_of_the_older_packets() {
 }
 
 #[test]
+fn frames_of_different_length_travel_in_packets_of_one_length() {
+    let mut sender = Sender::new(SenderConfig { delay: Delay::Quick, ..SenderConfig::default() }).unwrap();
+    let lossy = Report { received: 80, lost: 20, delay: Delay::Quick, ..Report::default() };
+    sender.handle_report(Micros(0), 1, &lossy);
+    let (mut at, mut packet, mut sizes, mut frames) = (0u64, Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..1_600 {
+        // Half a second of a voice, half a second of nothing.
+        let loud = if (at / 24_000).is_multiple_of(2) { 0.3 } else { 0.0 };
+        let pcm: Vec<f32> = (0..120).map(|i| ((at + i) as f32 * 0.03).sin() * loud).collect();
+        at += 120;
+        sender.handle_capture(&pcm, Micros((at - 120) * 125 / 6));
+        while sender.poll_packet(Micros(at * 125 / 6), &mut packet).is_some() {
+            let parsed = Packet::parse(&packet).unwrap();
+            if sender.policy().frame == Samples::MS_10 && parsed.copies() > 0 {
+                sizes.push(packet.len());
+                frames.push(parsed.frames().next().unwrap().opus.len());
+            }
+        }
+    }
+    assert!(sizes.len() > 300);
+    sizes.dedup();
+    frames.sort_unstable();
+    frames.dedup();
+    assert_eq!(sizes.len(), 1, "{sizes:?}");
+    assert!(frames.len() > 3, "{frames:?}");
+}
+
+#[test]
 fn muting_silences_but_keeps_the_packets_coming_and_their_size() {
     let mut sender = Sender::new(SenderConfig::default()).unwrap();
     let mut at = 0;

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     DataDir, Failure,
+    choices::{DelayChoice, ProfileChoice, SpeakChoice},
     info::say,
-    join::{DelayChoice, ProfileChoice, SpeakChoice},
 };
 use crate::{
     audio,

@@ -8,14 +8,18 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use hallway_codec::{Delay, Profile};
 use libp2p::Multiaddr;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{DataDir, Failure, info, lines, node_runtime, relay::relay};
+use super::{
+    DataDir, Failure,
+    choices::{DelayChoice, ProfileChoice, SpeakChoice},
+    info, lines, node_runtime,
+    relay::relay,
+};
 use crate::{
     audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec, Switch, VoiceChoice},
-    controls::{Controls, Speak},
+    controls::Controls,
     ctl,
     events::{self, Event, Format, Notice, Stamped},
     history::History,
@@ -125,55 +129,6 @@ pub struct JoinArgs {
     theme: Ground,
     #[command(flatten)]
     data_dir: DataDir,
-}
-
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProfileChoice {
-    Talk,
-    Music,
-}
-
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DelayChoice {
-    Quick,
-    Balanced,
-    Safe,
-}
-
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpeakChoice {
-    Always,
-    PushToTalk,
-    Voice,
-}
-
-impl From<ProfileChoice> for Profile {
-    fn from(choice: ProfileChoice) -> Self {
-        match choice {
-            ProfileChoice::Talk => Self::Talk,
-            ProfileChoice::Music => Self::Music,
-        }
-    }
-}
-
-impl From<DelayChoice> for Delay {
-    fn from(choice: DelayChoice) -> Self {
-        match choice {
-            DelayChoice::Quick => Self::Quick,
-            DelayChoice::Balanced => Self::Balanced,
-            DelayChoice::Safe => Self::Safe,
-        }
-    }
-}
-
-impl From<SpeakChoice> for Speak {
-    fn from(choice: SpeakChoice) -> Self {
-        match choice {
-            SpeakChoice::Always => Self::Always,
-            SpeakChoice::PushToTalk => Self::PushToTalk,
-            SpeakChoice::Voice => Self::Voice,
-        }
-    }
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 //! Exit codes: 0 left in order; 2 wrong usage; 3 no rendezvous or no peer in time; 4 sound device; 5 refused; 1 anything
 //! else. The last line on standard error says what happened and what to do next.
 
+mod choices;
 mod config;
 mod ctl;
 mod doctor;

@@ -115,6 +115,54 @@ impl NotificationHandler for Misses {
     }
 }
 
+/// What runs in each cycle of the server. Real-time safe.
+struct Cycle<Tap> {
+    tap: Tap,
+    block: Vec<f32>,
+    channels: usize,
+    rate_hz: u32,
+    /// What JACK says lies between our ports and the air, frames.
+    beyond: Arc<AtomicU32>,
+}
+
+impl<Tap> Cycle<Tap> {
+    fn new(tap: Tap, channels: usize, rate_hz: u32, beyond: Arc<AtomicU32>) -> Self {
+        Self { tap, block: vec![0.0; MAX_CYCLE * channels], channels, rate_hz, beyond }
+    }
+
+    fn latency_ns(&self) -> u64 {
+        frames_ns(u64::from(self.beyond.load(Ordering::Relaxed)), self.rate_hz)
+    }
+}
+
+impl Cycle<CaptureTap> {
+    /// Takes what each port holds.
+    fn capture<'a>(&mut self, frames: usize, ports: impl Iterator<Item = &'a [f32]>, at_ns: u64) {
+        for (channel, port) in ports.enumerate() {
+            let samples = self.block.iter_mut().skip(channel).step_by(self.channels);
+            samples.zip(port).for_each(|(to, from)| *to = *from);
+        }
+        // JACK counts the cycle itself as latency of a capturing port.
+        let age_ns = self.latency_ns();
+        let whole = self.block.get(..frames.min(MAX_CYCLE) * self.channels).unwrap_or_default();
+        self.tap.deliver(whole, at_ns, age_ns);
+    }
+}
+
+impl Cycle<PlaybackTap> {
+    /// Fills each port.
+    fn play<'a>(&mut self, frames: usize, ports: impl Iterator<Item = &'a mut [f32]>, at_ns: u64) {
+        let (frames, latency_ns) = (frames.min(MAX_CYCLE), self.latency_ns());
+        if let Some(block) = self.block.get_mut(..frames * self.channels) {
+            self.tap.fill(block, at_ns, latency_ns);
+        }
+        for (channel, port) in ports.enumerate() {
+            let samples = self.block.iter().skip(channel).step_by(self.channels).take(frames);
+            port.iter_mut().zip(samples).for_each(|(to, from)| *to = *from);
+        }
+    }
+}
+
 /// Opens a client that captures, not running yet.
 ///
 /// # Errors
@@ -126,22 +174,14 @@ pub(crate) fn open_capture<L>(
     make: impl Fn(&Facts) -> Made<CaptureTap, L>,
 ) -> Result<Opened<L>, cpal::Error> {
     let (client, facts, theirs) = prepare(ports, shape, End::Input)?;
-    let (mut tap, live, beat) = make(&facts)?;
+    let (tap, live, beat) = make(&facts)?;
     let mine = register::<AudioIn>(&client, shape, "in")?;
     let names: Vec<String> = mine.iter().filter_map(|port| port.name().ok()).collect();
     let beyond = Arc::new(AtomicU32::new(0));
-    let (rate_hz, told) = (facts.rate_hz, beyond.clone());
-    let mut block = vec![0.0f32; MAX_CYCLE * mine.len()];
+    let mut cycle = Cycle::new(tap, mine.len(), facts.rate_hz, beyond.clone());
     let process = move |_: &Client, scope: &jack::ProcessScope| {
-        let frames = (scope.n_frames() as usize).min(MAX_CYCLE);
-        let channels = mine.len();
-        for (channel, port) in mine.iter().enumerate() {
-            let samples = block.iter_mut().skip(channel).step_by(channels);
-            samples.zip(port.as_slice(scope)).for_each(|(to, from)| *to = *from);
-        }
-        // JACK counts the cycle itself as latency of a capturing port.
-        let age_ns = frames_ns(u64::from(told.load(Ordering::Relaxed)), rate_hz);
-        tap.deliver(block.get(..frames * channels).unwrap_or_default(), monotonic_ns(), age_ns);
+        let ports = mine.iter().map(|port| port.as_slice(scope));
+        cycle.capture(scope.n_frames() as usize, ports, monotonic_ns());
         Control::Continue
     };
     let ports = theirs.clone();
@@ -169,28 +209,20 @@ pub(crate) fn open_playback<L>(
     make: impl Fn(&Facts) -> Made<PlaybackTap, L>,
 ) -> Result<Opened<L>, cpal::Error> {
     let (client, facts, theirs) = prepare(ports, shape, End::Output)?;
-    let (mut tap, live, beat) = make(&facts)?;
+    let (tap, live, beat) = make(&facts)?;
     let mut mine = register::<AudioOut>(&client, shape, "out")?;
     let names: Vec<String> = mine.iter().filter_map(|port| port.name().ok()).collect();
     let (beyond, misses) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-    let (rate_hz, told, missed) = (facts.rate_hz, beyond.clone(), misses.clone());
-    let (mut block, mut seen) = (vec![0.0f32; MAX_CYCLE * mine.len()], 0);
+    let mut cycle = Cycle::new(tap, mine.len(), facts.rate_hz, beyond.clone());
+    let (missed, mut seen) = (misses.clone(), 0);
     let process = move |_: &Client, scope: &jack::ProcessScope| {
-        let frames = (scope.n_frames() as usize).min(MAX_CYCLE);
-        let channels = mine.len();
         let now = missed.load(Ordering::Relaxed);
         if now != seen {
             seen = now;
-            tap.starved();
+            cycle.tap.starved();
         }
-        let latency_ns = frames_ns(u64::from(told.load(Ordering::Relaxed)), rate_hz);
-        if let Some(block) = block.get_mut(..frames * channels) {
-            tap.fill(block, monotonic_ns(), latency_ns);
-        }
-        for (channel, port) in mine.iter_mut().enumerate() {
-            let samples = block.iter().skip(channel).step_by(channels).take(frames);
-            port.as_mut_slice(scope).iter_mut().zip(samples).for_each(|(to, from)| *to = *from);
-        }
+        let ports = mine.iter_mut().map(|port| port.as_mut_slice(scope));
+        cycle.play(scope.n_frames() as usize, ports, monotonic_ns());
         Control::Continue
     };
     let ports = theirs.clone();
@@ -261,6 +293,64 @@ fn connect<'a>(client: &Client, pairs: impl Iterator<Item = (&'a String, &'a Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rtrb::RingBuffer;
+
+    type Ends<T> = (Cycle<T>, rtrb::Consumer<super::super::tap::Stamp>);
+
+    fn capturing() -> (Ends<CaptureTap>, rtrb::Consumer<f32>) {
+        let ((ring, sound), (stamps, told)) = (RingBuffer::new(4_096), RingBuffer::new(64));
+        let tap = CaptureTap::new(ring, stamps, Arc::default(), 2, 2);
+        ((Cycle::new(tap, 2, 48_000, Arc::new(AtomicU32::new(256))), told), sound)
+    }
+
+    fn playing() -> (Ends<PlaybackTap>, rtrb::Producer<f32>) {
+        let ((sound, ring), (stamps, told)) = (RingBuffer::new(4_096), RingBuffer::new(64));
+        let tap = PlaybackTap::new(ring, stamps, Arc::default(), 2, 2);
+        ((Cycle::new(tap, 2, 48_000, Arc::new(AtomicU32::new(256))), told), sound)
+    }
+
+    #[test]
+    fn ports_become_channels_and_back_and_the_cycle_is_counted_once() {
+        let ((mut cycle, mut told), mut sound) = capturing();
+        cycle.capture(2, [[0.1f32, 0.2].as_slice(), [-0.1, -0.2].as_slice()].into_iter(), 7);
+        let heard: Vec<f32> = std::iter::from_fn(|| sound.pop().ok()).collect();
+        assert_eq!(heard, [0.1, -0.1, 0.2, -0.2]);
+        assert_eq!(told.pop().map(|stamp| (stamp.count, stamp.latency_ns)), Ok((2, frames_ns(256, 48_000))));
+        let ((mut cycle, _told), mut sound) = playing();
+        assert!(sound.push_entire_slice(&[0.1, -0.1, 0.2, -0.2]).is_ok());
+        let (mut left, mut right) = ([9.0f32; 2], [9.0f32; 2]);
+        cycle.play(2, [left.as_mut_slice(), right.as_mut_slice()].into_iter(), 7);
+        assert_eq!((left, right), ([0.1, 0.2], [-0.1, -0.2]));
+    }
+
+    /// Cycles of both directions, of several lengths; one is longer than is taken.
+    fn cycles() -> impl FnMut() + Send + 'static {
+        let (((mut ear, mut ear_told), mut heard), ((mut mouth, mut mouth_told), mut sound)) =
+            (capturing(), playing());
+        let (coming, mut left, mut right) =
+            (vec![0.1f32; MAX_CYCLE + 1], vec![0.0; MAX_CYCLE + 1], vec![0.0; MAX_CYCLE + 1]);
+        move || {
+            for frames in [16, 256, 1_024, MAX_CYCLE + 1] {
+                ear.capture(frames, [&coming[..frames], &coming[..frames]].into_iter(), 7);
+                let _ = sound.push_entire_slice(&coming[..512]);
+                mouth.play(frames, [&mut left[..frames], &mut right[..frames]].into_iter(), 7);
+                while heard.pop().is_ok() || ear_told.pop().is_ok() || mouth_told.pop().is_ok() {}
+            }
+        }
+    }
+
+    #[test]
+    fn cycles_allocate_nothing() {
+        let mut cycles = cycles();
+        assert_eq!(crate::audio::allocations::count(&mut cycles), 0);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn cycles_make_no_system_call() {
+        let name = "audio::device::jack::tests::cycles_make_no_system_call";
+        crate::audio::strictly::without_system_calls(name, cycles);
+    }
 
     #[test]
     fn a_name_that_speaks_of_jack_is_told_from_others() {

@@ -97,7 +97,7 @@ impl PlaybackEnd {
     }
 
     /// Frames (samples per channel) that are wanted now, 0 if there is nothing to do. A multiple of the period, except for
-    /// a device at 48 kHz.
+    /// a device at 48 kHz whose callbacks are all alike.
     pub fn space(&mut self) -> usize {
         let now_ns = monotonic_ns();
         match &mut self.0 {

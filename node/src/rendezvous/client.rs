@@ -366,7 +366,8 @@ impl Session {
         let opening = timeout(OPEN_PATIENCE, self.opener.open(&self.config.server, WATCH_PROTOCOL));
         let opened = tokio::select! {
             opened = opening => opened,
-            _ = self.wish.wait_for(|wish| wish.leave) => return Err(End::Left),
+            // Whoever was listed and is between two streams opens the next one to say goodbye on it.
+            _ = self.wish.wait_for(|wish| wish.leave), if !self.found_before => return Err(End::Left),
         };
         match opened {
             Ok(Ok(opened)) => {
@@ -429,11 +430,12 @@ impl Session {
         keep_alive.tick().await;
         loop {
             let (overdue, again) = (self.people.next_overdue(), relation.again_at);
+            let leaves = self.wish.borrow().leave;
+            let wished = async { if leaves { Ok(()) } else { self.wish.changed().await } };
             tokio::select! {
                 biased;
-                wished = self.wish.changed() => {
-                    let leave = wished.is_err() || self.wish.borrow_and_update().leave;
-                    if leave {
+                wished = wished => {
+                    if wished.is_err() || self.wish.borrow_and_update().leave {
                         let goodbye = WatchRequest { leave: Some(Empty {}), ..WatchRequest::default() };
                         send(&mut writer, &goodbye).await?;
                         let _ = writer.close().await;

@@ -78,8 +78,8 @@ pub(crate) struct LivePlayback {
     last: Stamp,
     /// Largest callbacks of late, as the lower edge of their negative.
     largest: LowerEdge,
-    /// The smallest of late: what a callback that makes up for lost time takes is not what lies before the next.
-    smallest: LowerEdge,
+    /// Frames of the callback before the last.
+    before: u32,
     /// When which device frame is heard, by the device's latency reports. They overshoot now and then, as callbacks are
     /// late now and then, so they are followed in the same way.
     heard: Track,
@@ -173,7 +173,7 @@ impl LivePlayback {
             track: Track::new(facts.rate_hz),
             last: Stamp::default(),
             largest: LowerEdge::default(),
-            smallest: LowerEdge::default(),
+            before: 0,
             heard: Track::new(facts.rate_hz),
             given: 0,
             pace: Pace::new(monotonic_ns()),
@@ -194,7 +194,6 @@ impl LivePlayback {
         while let Ok(stamp) = self.stamps.pop() {
             self.track.observe(stamp.frames, stamp.at_ns);
             self.largest.observe(-f64::from(stamp.count), stamp.at_ns);
-            self.smallest.observe(f64::from(stamp.count), stamp.at_ns);
             if stamp.lost > self.last.lost && self.given > 0 {
                 // What was missing before the first sound is the device starting, not us being late.
                 if self.last.frames > self.last.lost {
@@ -206,6 +205,7 @@ impl LivePlayback {
             self.underruns += stamp.starved.saturating_sub(self.last.starved);
             let latency = stamp.latency_ns.min(MAX_LATENCY_NS);
             self.heard.observe(stamp.frames - u64::from(stamp.count), stamp.at_ns + latency);
+            self.before = self.usual() as u32;
             self.last = stamp;
         }
         self.pace.quiet(now_ns);
@@ -222,9 +222,11 @@ impl LivePlayback {
         self.track.time_of(self.last.frames + self.usual())
     }
 
-    /// Device frames between this callback and the next.
+    /// Device frames between this callback and the next: as many as it took, or, where it took several times what the one
+    /// before did, to make up for lost time, as many as that.
     fn usual(&self) -> u64 {
-        u64::from(self.last.count).min(self.smallest.get() as u64)
+        let caught_up = self.before > 0 && self.last.count.is_multiple_of(self.before);
+        u64::from(if caught_up { self.before } else { self.last.count })
     }
 
     /// The device runs again: what it missed while it stood still is not our lateness.
@@ -241,15 +243,15 @@ impl LivePlayback {
         (self.last.count > 0 && self.stamps.is_empty() && now_ns > due_ns + patience_ns).then_some(due_ns)
     }
 
-    /// Frames at 48 kHz that are wanted now: just what is short, as more would be older when it is heard; whole periods where
-    /// the rate is converted.
+    /// Frames at 48 kHz that are wanted now. Just what is short where callbacks are all alike, as more would be older when it
+    /// is heard; else whole periods.
     fn space(&mut self, now_ns: u64) -> usize {
         self.listen(now_ns);
         let margin = ns_frames(self.pace.margin_ns, self.facts.rate_hz);
         let soon = now_ns + self.pace.lead_ns >= self.next_callback_ns();
         let level = if soon { self.burst() + margin } else { margin };
         let short = level.saturating_sub(self.queued());
-        if self.convert.is_none() {
+        if self.convert.is_none() && self.last.count == self.before {
             return short as usize;
         }
         let period = u64::from(self.shape.period);

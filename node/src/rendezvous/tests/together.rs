@@ -74,6 +74,27 @@ async fn a_goodbye_is_heard_at_once_and_a_crash_within_fifteen_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_goodbye_is_heard_at_once_whatever_else_the_client_is_about() {
+    let server = Rendezvous::start();
+    let mut ana = Node::join(server.target(), "hall");
+    ana.registered().await;
+    for steps in 0..40 {
+        let mut ben = Node::join(server.target(), "hall");
+        ben.registered().await;
+        ana.sees(ben.peer).await;
+        let began = Instant::now();
+        // Another door means another stream.
+        ben.client.set_door([7; 16]);
+        for _ in 0..steps {
+            tokio::task::yield_now().await;
+        }
+        ben.client.leave().await;
+        ana.misses(ben.peer).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "after {steps} steps");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watcher_that_falls_silent_is_gone_after_ten_seconds_and_the_grace() {
     let server = Rendezvous::start();
     let mut ana = Node::join(server.target(), "hall");

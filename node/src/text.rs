@@ -24,6 +24,8 @@ pub const MAX_NAME_COLUMNS: usize = 64;
 pub const MAX_LINE_BYTES: usize = 4096;
 /// Combining marks kept in a row; more would climb over the neighbouring lines.
 pub const MAX_MARKS: usize = 4;
+/// Times that marks are dropped and the rest normalised again; a text that is not settled then loses all of them.
+const MAX_ROUNDS: usize = 8;
 /// Bytes of input looked at for a name; the rest is not even read.
 pub const MAX_NAME_INPUT: usize = 1024;
 /// What a name is called that has nothing left to show.
@@ -79,28 +81,41 @@ fn truncated(raw: &str, limit: usize) -> &str {
     raw.get(..end).unwrap_or_default()
 }
 
+/// In normal form C with at most [`MAX_MARKS`] marks in a row. Normalising moves marks in and out of letters, so that
+/// dropping some is followed by normalising again.
+fn settled(text: &str) -> String {
+    let mut text: String = text.nfc().collect();
+    for _ in 0..MAX_ROUNDS {
+        let mut marks = 0usize;
+        let few = |c: &char| {
+            marks = if is_mark(*c) { marks.saturating_add(1) } else { 0 };
+            marks <= MAX_MARKS
+        };
+        let next = text.chars().filter(few).nfc().collect();
+        if next == text {
+            return text;
+        }
+        text = next;
+    }
+    text.chars().filter(|c| !is_mark(*c)).nfc().filter(|c| !is_mark(*c)).collect()
+}
+
 fn clean(raw: &str, max_bytes: usize, max_columns: usize) -> String {
-    // Normalised first, so that marks are counted as they will be drawn; again last, since dropping a mark can let
-    // two others compose.
     let mut kept = String::with_capacity(raw.len().min(max_bytes));
-    let mut marks = 0usize;
     for c in raw.nfc() {
         if c.is_whitespace() || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}') {
-            marks = 0;
             if !kept.is_empty() && !kept.ends_with(' ') {
                 kept.push(' ');
             }
         } else if is_drawable(c) {
-            marks = if is_mark(c) { marks.saturating_add(1) } else { 0 };
-            if marks <= MAX_MARKS {
-                kept.push(c);
-            }
+            kept.push(c);
         }
     }
     // A mark with nothing before it would decorate whatever stands left of the name.
+    let kept = settled(kept.trim_start_matches(|c| is_mark(c) || c == ' '));
     let mut out = String::with_capacity(kept.len());
     let mut columns = 0usize;
-    for c in kept.trim_start_matches(|c| is_mark(c) || c == ' ').nfc() {
+    for c in kept.chars() {
         columns = columns.saturating_add(c.width().unwrap_or(0));
         if columns > max_columns || out.len().saturating_add(c.len_utf8()) > max_bytes {
             break;
@@ -127,6 +142,13 @@ mod tests {
             assert!(run <= MAX_MARKS, "{text:?}");
         }
         assert_eq!(text, text.nfc().collect::<String>());
+    }
+
+    #[test]
+    fn marks_that_move_out_of_their_letter_are_counted_too() {
+        let raw = "Â\u{300}\u{1b}\u{344}\u{325}\u{300}";
+        assert_clean(&clean_name(raw));
+        assert_eq!(clean_name(&clean_name(raw)), clean_name(raw));
     }
 
     #[test]

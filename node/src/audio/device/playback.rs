@@ -205,7 +205,7 @@ impl LivePlayback {
             self.underruns += stamp.starved.saturating_sub(self.last.starved);
             let latency = stamp.latency_ns.min(MAX_LATENCY_NS);
             self.heard.observe(stamp.frames - u64::from(stamp.count), stamp.at_ns + latency);
-            self.before = self.usual() as u32;
+            self.before = self.last.count;
             self.last = stamp;
         }
         self.pace.quiet(now_ns);
@@ -471,6 +471,20 @@ mod tests {
         let heard = play(&mut tap, &mut live, 48_000, 120, 2_000);
         assert!(heard.iter().all(|s| *s == 0.5));
         assert_eq!((live.underruns, live.queued()), (0, 0));
+    }
+
+    #[test]
+    fn a_callback_that_makes_up_for_lost_time_is_not_the_pace_and_longer_ones_that_stay_are() {
+        let (mut tap, mut live) = live(48_000, 256);
+        let mut frames = 0;
+        let mut call = |live: &mut LivePlayback, count: u64| {
+            frames += count;
+            tap.fill(&mut vec![0.0f32; count as usize], T0 + frames_ns(frames, 48_000), 0);
+            live.listen(T0);
+            live.usual()
+        };
+        let paces = [256, 256, 512, 256, 512, 512, 512].map(|count| call(&mut live, count));
+        assert_eq!(paces, [256, 256, 256, 256, 256, 512, 512]);
     }
 
     #[test]

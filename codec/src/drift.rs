@@ -12,6 +12,8 @@ pub const MAX_DRIFT_PPM: f64 = 500.0;
 const MAX_BLOCKS: usize = 64;
 /// Blocks before anything is said.
 const MIN_BLOCKS: usize = 5;
+/// Fewer than this say little of their own scatter.
+const FEW_BLOCKS: usize = 24;
 /// Length of a block, in samples: at the start, and at most. So the slope is taken from up to eight minutes.
 const BLOCK: i64 = SAMPLE_RATE as i64;
 const LONGEST_BLOCK: i64 = 8 * BLOCK;
@@ -159,8 +161,13 @@ impl Estimator {
         let Some(level) = median(&mut self.slopes) else { return };
         self.slopes.iter_mut().for_each(|r| *r = (*r - level).abs());
         let n = self.slopes.len() as f64;
-        // Median absolute deviation to standard deviation; a sample is the least scatter that means anything.
+        let squares: f64 = self.slopes.iter().map(|r| r * r).sum();
+        // Median absolute deviation to standard deviation; a sample is the least scatter that means anything. The median of
+        // a few is near zero by chance too often: with those the outliers count.
         self.scatter = 1.5 * median(&mut self.slopes).unwrap_or(0.0).max(1.0);
+        if self.slopes.len() < FEW_BLOCKS {
+            self.scatter = self.scatter.max((squares / (n - 2.0)).sqrt());
+        }
         let (Some(first), Some(last)) = (self.blocks.front(), self.blocks.back()) else { return };
         self.error = self.scatter * 12f64.sqrt() / ((last.0 - first.0).max(1.0) * n.sqrt());
         let limit = MAX_DRIFT_PPM * 1e-6;

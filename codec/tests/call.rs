@@ -138,6 +138,26 @@ fn a_path_that_becomes_longer_is_followed_at_once_and_so_is_the_way_back() {
 }
 
 #[test]
+fn clocks_that_run_alike_are_not_said_to_drift_on_a_path_that_wavers() {
+    let (mut worst, mut followed, mut seconds) = (0.0f32, 0, 0);
+    for seed in 0..30 {
+        let mut call = Call::new(seed, Link::of_ms(40).wavering_ms(5.0)).saying(tone);
+        call.keep_sound = false;
+        for second in 0..20 {
+            call.run_for(1.0);
+            let drift = call.receiver.stats().drift_ppm.unwrap_or(0.0).abs();
+            worst = worst.max(drift);
+            if second > 3 {
+                followed += usize::from(drift > 100.0);
+                seconds += 1;
+            }
+        }
+    }
+    println!("worst {worst} ppm, over 100 ppm in {followed} of {seconds} seconds");
+    assert!(worst < 60.0, "{worst} ppm");
+}
+
+#[test]
 fn ten_minutes_of_drifting_clocks_neither_lag_nor_stutter() {
     for ppm in [-300.0, 200.0] {
         let mut call = Call::new(6, Link::of_ms(20).jitter_ms(4)).drift_ppm(ppm).saying(tone);

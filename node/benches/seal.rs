@@ -11,7 +11,7 @@ use hallway::session::keys::{MAX_OVERHEAD, Opener, OwnKey, Sealer};
 /// Packets sealed before they are opened.
 const BATCH: u64 = 64;
 /// Bytes of a packet on a clean path, and of one with copies.
-const SIZES: [usize; 2] = [65, 400];
+const SIZES: [usize; 2] = [38, 337];
 
 fn seal_and_open(criterion: &mut Criterion) {
     for size in SIZES {
@@ -79,9 +79,10 @@ fn seal_and_open(criterion: &mut Criterion) {
                         })
                         .collect();
                     let began = Instant::now();
-                    for (nonce, bytes) in batch.drain(..) {
-                        let mut bytes = black_box(bytes);
-                        black_box(alone.open_in_place(nonce, Aad::empty(), &mut bytes).expect("opening"));
+                    for (nonce, bytes) in &mut batch {
+                        let nonce = Nonce::try_assume_unique_for_key(nonce.as_ref()).expect("12 bytes");
+                        let bytes = black_box(bytes);
+                        black_box(alone.open_in_place(nonce, Aad::empty(), bytes).expect("opening"));
                     }
                     began.elapsed()
                 })

@@ -179,12 +179,6 @@ impl Packets {
         self.newest.is_some_and(|newest| newest > at)
     }
 
-    /// End of the newest frame that ever waited.
-    #[must_use]
-    pub fn newest(&self) -> Option<i64> {
-        self.newest
-    }
-
     /// The frame at `at` was played.
     pub fn done(&mut self, at: i64) {
         if let Some(slot) = self.index(at).and_then(|i| self.slots.get_mut(i))

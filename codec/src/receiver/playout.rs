@@ -36,8 +36,9 @@ impl Receiver {
             let goal = goal(&need, &stream);
             wanted = Some(goal);
             self.leap(&stream, goal);
-            self.stretch(self.offset(&stream) - goal);
-            let error = self.offset(&stream) - goal;
+            // Leaping and decoding ahead move the stream on.
+            self.stretch(self.offset(&self.stream.unwrap_or(stream)) - goal);
+            let error = self.offset(&self.stream.unwrap_or(stream)) - goal;
             step = if self.decision.rests(slope, error) {
                 self.resampler.step_to_rest(outputs, MAX_STEER_PPM)
             } else {
@@ -201,7 +202,8 @@ impl Receiver {
             let _ = self.decoder.reset();
             self.mend.forget();
         }
-        if (skipped > 0 && !blended) || std::mem::take(&mut self.leapt) {
+        let leapt = std::mem::take(&mut self.leapt);
+        if leapt || (skipped > 0 && !blended) {
             self.audio.blend_into(pcm);
         }
         self.concealment.heard(pcm, self.channels);

@@ -35,6 +35,8 @@ pub struct Link {
     /// From when on the path is longer, and by how much.
     pub longer: Option<(u64, u64)>,
     pub duplicate: f64,
+    /// Standard deviation of the delay where the path keeps order: whoever is slow holds up those behind.
+    pub wavers_us: f64,
 }
 
 impl Link {
@@ -47,7 +49,12 @@ impl Link {
             stalls: Vec::new(),
             longer: None,
             duplicate: 0.0,
+            wavers_us: 0.0,
         }
+    }
+
+    pub fn wavering_ms(self, deviation: f64) -> Self {
+        Self { wavers_us: deviation * 1e3, ..self }
     }
 
     pub fn jitter_ms(self, jitter: u64) -> Self {
@@ -77,6 +84,7 @@ pub struct Call {
     bad_until: f64,
     flying: BinaryHeap<Reverse<(u64, u64, Vec<u8>)>>,
     sent: u64,
+    last_arrival: u64,
     lost: u64,
     reports: bool,
     next_report: f64,
@@ -130,6 +138,7 @@ impl Call {
             bad_until: 0.0,
             flying: BinaryHeap::new(),
             sent: 0,
+            last_arrival: 0,
             lost: 0,
             reports: true,
             next_report: 1_500_000.0,
@@ -309,6 +318,12 @@ impl Call {
         }
         for packet in packets {
             let mut at = now + self.link.delay_us + self.random.random_range(0..=self.link.jitter_us);
+            if self.link.wavers_us > 0.0 {
+                // Twelve uniform numbers are near enough to a normal one.
+                let normal: f64 = (0..12).map(|_| self.random.random::<f64>()).sum::<f64>() - 6.0;
+                at = at.saturating_add_signed((self.link.wavers_us * normal) as i64).max(self.last_arrival);
+                self.last_arrival = at;
+            }
             if let Some((from, more)) = self.link.longer
                 && now >= from
             {

@@ -264,9 +264,11 @@ impl Outlook {
     /// For people: what will be tried, and when.
     pub fn next_in_words(self) -> Option<String> {
         let ms = self.next_attempt_ms?;
+        // Without a reason there is no path, and none to be better than.
+        let what = if self.path_why.is_some() { "a better path" } else { "a path" };
         Some(match ms {
-            ms if ms < 950.0 => "a better path is tried now".to_owned(),
-            ms => format!("a better path is tried in {:.0} s", ms / 1000.0),
+            ms if ms < 950.0 => format!("{what} is tried now"),
+            ms => format!("{what} is tried in {:.0} s", ms / 1000.0),
         })
     }
 }

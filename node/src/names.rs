@@ -50,6 +50,7 @@ pub fn told_apart<'a>(
             (peer, name, look)
         })
         .collect();
+    let all: Vec<PeerId> = people.iter().map(|(peer, ..)| *peer).collect();
     let mine = look(&text::clean_name(me));
     let mut shown = BTreeMap::new();
     for (peer, name, look) in &people {
@@ -62,7 +63,7 @@ pub fn told_apart<'a>(
             && !look.is_empty()
             && !is_reserved(look)
             && !name.contains('·');
-        let label = if apart { name.clone() } else { format!("{name}·{}", key_tail(peer, &people)) };
+        let label = if apart { name.clone() } else { format!("{name}·{}", key_tail(peer, &all)) };
         shown.insert(*peer, label);
     }
     shown
@@ -79,10 +80,10 @@ fn is_reserved(look: &str) -> bool {
 }
 
 /// Enough of the key's end to tell it from everybody else's: six characters, more where somebody made theirs alike.
-fn key_tail(peer: &PeerId, people: &[(PeerId, String, String)]) -> String {
+pub fn key_tail(peer: &PeerId, all: &[PeerId]) -> String {
     let text = peer.to_base58();
     let mut tail = short(peer);
-    for (other, ..) in people.iter().filter(|(other, ..)| other != peer) {
+    for other in all.iter().filter(|other| *other != peer) {
         let other = other.to_base58();
         while other.ends_with(&tail) && tail.len() < text.len() {
             let longer = text.len().saturating_sub(tail.len().saturating_add(2));

@@ -4,12 +4,18 @@
 
 use clap::ValueEnum as _;
 use hallway_codec::{Delay, Profile};
+use libp2p::PeerId;
 
 use crate::{
     audio::{End, Switch},
-    controls::Speak,
+    controls::{Hearing, Speak},
+    events, names,
     node::Command,
+    text,
 };
+
+/// So much of a key's end, in characters, means its person.
+pub const LEAST_OF_KEY: usize = 6;
 
 /// Every command, for `/help` and for the manual.
 pub const COMMANDS: &[(&str, &str)] = &[
@@ -77,6 +83,17 @@ pub enum About {
     Verify(bool),
 }
 
+impl About {
+    /// The command for a person who is heard like that now.
+    pub fn command(self, peer_id: PeerId, now: Hearing) -> Command {
+        match self {
+            Self::Volume(volume_db) => Command::Volume { peer_id, volume_db },
+            Self::Hear => Command::MutePerson { peer_id, on: !now.muted },
+            Self::Verify(on) => Command::Verify { peer_id, on },
+        }
+    }
+}
+
 /// Takes a line apart.
 pub fn parse(line: &str) -> Typed {
     let line = line.trim();
@@ -124,6 +141,7 @@ pub fn parse(line: &str) -> Typed {
         ("/name", name) if !name.is_empty() => Typed::Do(Command::Name { name: name.to_owned() }),
         ("/help", "") => Typed::Help,
         _ if word.starts_with('/') => {
+            let word = text::clean_line(word);
             Typed::Wrong(format!("{word} is no command, or something is missing. /help lists them"))
         }
         _ => Typed::Do(Command::Chat { text: line.to_owned() }),
@@ -146,10 +164,78 @@ fn device(end: End, name: &str) -> Typed {
     Typed::Do(Command::Device { end, name: name.to_owned() })
 }
 
-/// Whether somebody who is shown as `label` is meant: by that name, or by so much of the key's end that nobody is meant by
-/// chance.
-pub fn means(who: &str, label: &str, peer: &libp2p::PeerId) -> bool {
-    label == who || who.len() >= 6 && peer.to_base58().ends_with(who)
+/// Why nobody is meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unclear {
+    /// No name, and no key's end.
+    #[error("nobody here is called {who}{}", there(.here))]
+    Nobody {
+        /// What was typed, cleaned.
+        who: String,
+        /// Who is here, as shown.
+        here: Vec<String>,
+    },
+    /// Names are anybody's to choose, and ends of keys can be searched for.
+    #[error("several could be {who}: {}. Name one by more of the key's end", .which.join(", "))]
+    Several {
+        /// What was typed, cleaned.
+        who: String,
+        /// Each as shown, with the key where that is no part of it.
+        which: Vec<String>,
+    },
+}
+
+fn there(here: &[String]) -> String {
+    if here.is_empty() { String::new() } else { format!("; there is: {}", here.join(", ")) }
+}
+
+/// Who is meant: the whole key, the name as it is shown, [`LEAST_OF_KEY`] or more of the key's end, or a name that nobody else's
+/// looks like. `me` is our own name; the people come with theirs as they said it.
+///
+/// # Errors
+/// Where nobody or more than one person fits: then nobody is meant.
+pub fn meant<'a>(
+    who: &str,
+    me: &str,
+    people: impl IntoIterator<Item = (PeerId, Option<&'a str>)>,
+) -> Result<PeerId, Unclear> {
+    let people: Vec<(PeerId, Option<&str>)> = people.into_iter().collect();
+    let labels = names::told_apart(me, people.iter().filter_map(|(peer, name)| Some((*peer, (*name)?))));
+    let label = |peer: &PeerId| labels.get(peer).cloned().unwrap_or_else(|| events::short(peer));
+    let fits = |fit: &dyn Fn(&PeerId, Option<&str>) -> bool| -> Vec<PeerId> {
+        people.iter().filter(|(peer, name)| fit(peer, *name)).map(|(peer, _)| *peer).collect()
+    };
+    let whole = fits(&|peer, _| peer.to_base58() == who);
+    let shown = fits(&|peer, _| {
+        labels.get(peer).is_some_and(|label| label == who)
+            || who.len() >= LEAST_OF_KEY && peer.to_base58().ends_with(who)
+    });
+    let mut alike = fits(&|_, name| name.is_some_and(|name| names::look(name) == names::look(who)));
+    let is_named =
+        |(_, name): &(PeerId, Option<&str>)| name.is_some_and(|name| text::clean_name(name) == who);
+    if alike.len() == 1 && !people.iter().any(is_named) {
+        alike.clear();
+    }
+    let found = [whole, shown, alike].into_iter().find(|found| !found.is_empty()).unwrap_or_default();
+    match found.as_slice() {
+        [one] => Ok(*one),
+        [] => Err(Unclear::Nobody {
+            who: text::clean_line(who),
+            here: people.iter().map(|(peer, _)| label(peer)).collect(),
+        }),
+        several => Err(Unclear::Several {
+            who: text::clean_line(who),
+            which: several
+                .iter()
+                .map(|peer| with_key(label(peer), &names::key_tail(peer, several)))
+                .collect(),
+        }),
+    }
+}
+
+/// As shown, with enough of the key to name one by.
+fn with_key(label: String, tail: &str) -> String {
+    if label.ends_with(tail) { label } else { format!("{label}·{tail}") }
 }
 
 #[cfg(test)]
@@ -202,6 +288,54 @@ mod tests {
         ] {
             assert!(matches!(parse(wrong), Typed::Wrong(_)), "{wrong}");
         }
+    }
+
+    #[test]
+    fn somebody_is_meant_by_name_or_key_and_nobody_where_several_could_be() {
+        let [ana, ben, cleo] = [1, 2, 3].map(|seed| {
+            libp2p::identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id()
+        });
+        let tail = |peer: &PeerId, length: usize| peer.to_base58()[52 - length..].to_owned();
+        let meant = |who: &str, people: &[(PeerId, &str)]| {
+            super::meant(
+                who,
+                "zoe",
+                people.iter().map(|(peer, name)| (*peer, (!name.is_empty()).then_some(*name))),
+            )
+        };
+        let several = |who: &str, people: &[(PeerId, &str)]| {
+            let found = meant(who, people);
+            assert!(matches!(found, Err(Unclear::Several { .. })), "{who}: {found:?}");
+            let said = found.unwrap_err().to_string();
+            assert!(
+                said.starts_with(&format!("several could be {who}: ")) && said.contains(&tail(&ana, 6)),
+                "{said}"
+            );
+        };
+        let all = [(ana, "ana"), (ben, "ben"), (cleo, "")];
+        assert_eq!(meant("ben", &all), Ok(ben));
+        assert_eq!(meant(&tail(&cleo, 6), &all), Ok(cleo), "who has not said a name yet");
+        assert_eq!(meant(&ben.to_base58(), &all), Ok(ben));
+        assert!(matches!(meant(&tail(&ben, 5), &all), Err(Unclear::Nobody { .. })), "too little of a key");
+        let nobody = meant("\u{1b}[2Jeve", &all).unwrap_err().to_string();
+        assert_eq!(nobody, format!("nobody here is called [2Jeve; there is: ana, ben, {}", tail(&cleo, 6)));
+
+        // Two of one name, or of names that look alike: each only by what is shown, or by the key.
+        for other in ["ana", "Ana", "аnа"] {
+            let two = [(ana, "ana"), (ben, other)];
+            several("ana", &two);
+            assert_eq!(meant(&format!("ana·{}", tail(&ana, 6)), &two), Ok(ana));
+            assert_eq!(meant(&tail(&ben, 6), &two), Ok(ben));
+        }
+        // Another's key for a name.
+        let key = tail(&ana, 6);
+        several(&key, &[(ana, "ana"), (ben, &key)]);
+        several(&key, &[(ana, ""), (ben, &key)]);
+        let key = ana.to_base58();
+        assert_eq!(meant(&key, &[(ben, &key), (ana, "ana")]), Ok(ana), "a whole key is nobody else's");
+        // One who only looks like the one meant, who is away; and one who is shown with the key for another reason.
+        assert!(meant("ben", &[(cleo, "bеn")]).is_err());
+        assert_eq!(meant("system", &[(cleo, "system")]), Ok(cleo));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand, ValueEnum};
 use hallway_codec::{Delay, Profile};
+use libp2p::PeerId;
 use serde_json::{Value, json};
 
 use super::{
@@ -15,7 +16,7 @@ use crate::{
     audio,
     controls::Speak,
     ctl::{self, Call, ClientError},
-    text,
+    text, typed,
 };
 
 #[derive(Args, Debug)]
@@ -323,33 +324,12 @@ fn switched(
 
 /// Somebody in the room, by name, by the end of the PeerId, or by all of it.
 fn person(snapshot: &Value, wanted: &str) -> Result<Value, Failure> {
-    let all: Vec<&Value> = snapshot["people"].as_array().into_iter().flatten().collect();
-    let id = |person: &Value| person["peer_id"].as_str().unwrap_or_default().to_owned();
-    // Names are anybody's to choose: a PeerId outweighs them, its end only where it is long enough to tell.
-    let by_id = all.iter().filter(|person| wanted.len() >= 6 && id(person).ends_with(wanted));
-    let by_name = all.iter().filter(|person| person["name"] == wanted);
-    let mut found: Vec<_> = by_id.collect();
-    if found.is_empty() {
-        found = by_name.collect();
-    }
-    let tails = || {
-        let people = if found.is_empty() { all.iter().collect() } else { found.clone() };
-        let tail = |person: &&&Value| {
-            let id = id(person);
-            format!("{} {}", shown(&person["name"]), id.get(id.len().saturating_sub(6)..).unwrap_or_default())
-        };
-        people.iter().map(tail).collect::<Vec<_>>().join(", ")
-    };
-    match found.as_slice() {
-        [one] => Ok((**one).clone()),
-        [] => {
-            Err(Failure::usage(format!("nobody called {wanted} is here"), &format!("There is: {}", tails())))
-        }
-        _ => Err(Failure::usage(
-            format!("several are called {wanted}"),
-            &format!("Name one by its end: {}", tails()),
-        )),
-    }
+    let all = || snapshot["people"].as_array().into_iter().flatten();
+    let id = |person: &Value| person["peer_id"].as_str()?.parse::<PeerId>().ok();
+    let people = all().filter_map(|person| Some((id(person)?, person["name"].as_str())));
+    let meant = typed::meant(wanted, snapshot["name"].as_str().unwrap_or_default(), people)
+        .map_err(|unclear| Failure::usage(unclear, "`hallway ctl status` tells who is here."))?;
+    Ok(all().find(|person| id(person) == Some(meant)).cloned().unwrap_or_default())
 }
 
 fn shown(value: &Value) -> String {

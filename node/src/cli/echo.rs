@@ -4,8 +4,7 @@
 use std::{
     io::Write as _,
     process::ExitCode,
-    sync::mpsc::{SyncSender, TrySendError, sync_channel},
-    thread::JoinHandle,
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     time::{Duration, Instant},
 };
 
@@ -86,7 +85,10 @@ pub fn run(args: &EchoArgs) -> Result<ExitCode, Failure> {
     let far = Audio::mirror(period, 1, args.after).map_err(sound)?;
     let runtime = node_runtime()?;
     priority::hurried();
-    runtime.block_on(talk(args, started, near, far))
+    let ended = runtime.block_on(talk(args, started, near, far));
+    // A sound system that hangs while it opens a device must not keep the person.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn talk(args: &EchoArgs, started: Instant, near: Audio, far: Audio) -> Result<ExitCode, Failure> {
@@ -180,22 +182,28 @@ fn tell(printer: &Printer, json: bool, lag: &Lag) -> Result<(), Failure> {
 /// Lines that wait for a terminal that is slow; further ones are lost.
 const MAX_WAITING_LINES: usize = 64;
 
+/// How long the last of them may take.
+const LAST_LINE: Duration = Duration::from_millis(500);
+
 /// Writes lines on a thread of its own: a terminal that hangs must not hold up the call.
 struct Printer {
     lines: SyncSender<String>,
-    thread: JoinHandle<()>,
+    /// Disconnected when the last line is written.
+    written: Receiver<()>,
 }
 
 impl Printer {
     fn start() -> Self {
         let (lines, waiting) = sync_channel::<String>(MAX_WAITING_LINES);
-        let thread = std::thread::spawn(move || {
+        let (writing, written) = sync_channel(0);
+        std::thread::spawn(move || {
+            let _writing = writing;
             let mut out = std::io::stdout();
             while let Ok(line) = waiting.recv()
                 && writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
             {}
         });
-        Self { lines, thread }
+        Self { lines, written }
     }
 
     /// An error where nobody reads any more.
@@ -211,10 +219,7 @@ impl Printer {
     /// Waits for the last line, within reason.
     fn finish(self) {
         drop(self.lines);
-        let until = Instant::now() + Duration::from_millis(500);
-        while !self.thread.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let _ = self.written.recv_timeout(LAST_LINE);
     }
 }
 

@@ -158,3 +158,19 @@ fn whatever_can_be_asked_of_a_call_can_be_asked_from_the_screen_in_lines_and_by_
         assert_eq!(serde_json::from_value::<Command>(sent).unwrap(), command, "{words:?}");
     }
 }
+
+#[test]
+fn ctl_asks_for_nobody_where_several_could_be_meant() {
+    let mut people = json!({ "name": "ana", "people": [{ "name": "ben", "peer_id": ben().to_string() }] });
+    let verify = |who: &str, people: &serde_json::Value| {
+        let typing = Typing::try_parse_from(["ctl", "verify", who]).unwrap();
+        request(&typing.args.verb, &mut || Ok(people.clone()))
+    };
+    assert_eq!(verify("ben", &people).unwrap()["peer_id"], ben().to_string());
+    let other = json!({ "name": "b\u{435}n", "peer_id": PeerId::random().to_string() });
+    people["people"].as_array_mut().unwrap().push(other);
+    let refused = verify("ben", &people).unwrap_err();
+    assert!(refused.code == 2 && refused.message.contains("several could be ben"), "{}", refused.message);
+    assert_eq!(verify(&ben().to_string(), &people).unwrap()["peer_id"], ben().to_string());
+    assert!(verify("zoe", &people).unwrap_err().message.contains("nobody here is called zoe"));
+}

@@ -6,8 +6,9 @@ use tokio::sync::mpsc;
 
 use crate::{
     names,
-    node::{Answer, Command, Order, Person, Snapshot},
-    typed::{self, About, COMMANDS, Toggle, Typed},
+    node::{Answer, Command, Order, Snapshot},
+    text,
+    typed::{self, About, COMMANDS, Toggle, Typed, Unclear},
 };
 
 /// Reads commands until standard input ends. Blocks: for a thread of its own.
@@ -47,9 +48,9 @@ fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
             }
         }
         Typed::For(who, about) => match person(snapshot(orders)?.as_ref(), &who, about) {
-            Some(command) => command,
-            None => {
-                say(&format!("nobody here is called {who}; /who lists them"));
+            Ok(command) => command,
+            Err(unclear) => {
+                say(&unclear.to_string());
                 return Some(());
             }
         },
@@ -62,7 +63,7 @@ fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
             let (order, answered) = Order::asking(Command::Devices);
             orders.blocking_send(order).ok()?;
             if let Ok(Answer::Devices(found)) = answered.blocking_recv().ok()? {
-                let clean = crate::text::clean_line;
+                let clean = text::clean_line;
                 let line = |device: &crate::audio::DeviceInfo| {
                     format!("  {} ({})", clean(&device.id), clean(&device.name))
                 };
@@ -83,7 +84,8 @@ fn obey(line: &str, orders: &mpsc::Sender<Order>) -> Option<()> {
     let (order, answered) = Order::asking(command);
     orders.blocking_send(order).ok()?;
     if let Err(notice) = answered.blocking_recv().ok()? {
-        say(&format!("{} {}", notice.message, notice.hint));
+        // It may repeat what was typed, or a device's name.
+        say(&text::clean_line(&format!("{} {}", notice.message, notice.hint)));
     }
     Some(())
 }
@@ -103,24 +105,17 @@ fn labels(snapshot: &Snapshot) -> std::collections::BTreeMap<libp2p::PeerId, Str
     names::told_apart(&snapshot.name, named)
 }
 
-fn person(snapshot: &Snapshot, who: &str, about: About) -> Option<Command> {
-    let labels = labels(snapshot);
-    let label = |person: &Person| labels.get(&person.peer_id).map_or("", String::as_str);
-    // A name first, then a key: nobody can take another's key for a name.
-    let named = snapshot.people.iter().find(|person| label(person) == who);
-    let keyed = || snapshot.people.iter().find(|person| typed::means(who, "", &person.peer_id));
-    let person = named.or_else(keyed)?;
-    let peer_id = person.peer_id;
-    Some(match about {
-        About::Volume(volume_db) => Command::Volume { peer_id, volume_db },
-        About::Hear => Command::MutePerson { peer_id, on: !person.hearing.muted },
-        About::Verify(on) => Command::Verify { peer_id, on },
-    })
+fn person(snapshot: &Snapshot, who: &str, about: About) -> Result<Command, Unclear> {
+    let people = snapshot.people.iter().map(|person| (person.peer_id, person.name.as_deref()));
+    let peer_id = typed::meant(who, &snapshot.name, people)?;
+    let person = snapshot.people.iter().find(|person| person.peer_id == peer_id);
+    Ok(about.command(peer_id, person.map(|person| person.hearing).unwrap_or_default()))
 }
 
 fn who(snapshot: &Snapshot) -> String {
     let labels = labels(snapshot);
-    let mut lines = vec![format!("{} people are here, you are {}", labels.len() + 1, snapshot.name)];
+    let mut lines =
+        vec![format!("{} people are here, you are {}", labels.len() + 1, text::clean_name(&snapshot.name))];
     for person in &snapshot.people {
         let Some(label) = labels.get(&person.peer_id) else { continue };
         let path = person.path.map_or("no path now".to_owned(), |path| path.in_words().to_owned());

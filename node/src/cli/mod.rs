@@ -213,7 +213,8 @@ fn last_word(failure: &Failure) {
         Some(first) => format!("{what} {}{}", first.to_uppercase(), finished(hint.as_str())),
         None => what,
     };
-    let _ = writeln!(std::io::stderr(), "hallway: {line}");
+    // Some of it was typed, or came from elsewhere.
+    let _ = writeln!(std::io::stderr(), "hallway: {}", crate::text::clean_line(&line));
 }
 
 /// With a full stop at the end.

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Write as _},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -42,8 +42,10 @@ const FRAME_AFTER_KEY: Duration = Duration::from_millis(16);
 /// How long the node may take to leave before the program ends without it.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// What is left of the time to close for the screen itself, once no more news are waited for.
-const LAST_NEWS: Duration = Duration::from_millis(600);
+/// How long the last news may take, once the node has ended.
+const LAST_NEWS: Duration = Duration::from_millis(400);
+/// How long the screen may take to show them.
+const LAST_FRAME: Duration = Duration::from_millis(600);
 /// Whoever asks twice within this time has asked once.
 const NOT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -76,9 +78,14 @@ pub struct Screen {
 pub struct ScreenHandle {
     inbox: SyncSender<Happening>,
     thread: Option<JoinHandle<Option<String>>>,
-    /// Passes news on, and ends with the last.
-    news: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    running: Receiver<Never>,
+    /// The same of the one that passes news on, and ends with the last.
+    news: Option<Receiver<Never>>,
 }
+
+/// Nothing is sent: that the other end is gone is the message.
+enum Never {}
 
 impl Screen {
     /// Takes the terminal and draws the first frame. `happened` is the node's; `orders` goes to it.
@@ -96,7 +103,6 @@ impl Screen {
         // A full inbox must not hold up whoever writes to standard error.
         let complaints = inbox.clone();
         terminal::take(move |line| drop(complaints.try_send(Happening::Input(Input::Complaint(line)))))?;
-        let handle = |thread| ScreenHandle { inbox: inbox.clone(), thread, news: None };
         let frames = Frames::default();
         let terminal = match open_terminal(&frames) {
             Ok(terminal) => terminal,
@@ -124,13 +130,23 @@ impl Screen {
             leaving: None,
             suspended: false,
         };
-        let thread = std::thread::Builder::new().name("screen".into()).spawn(move || running.run());
-        let mut open = handle(Some(thread.inspect_err(|_| terminal::give_back())?));
+        let (alive, until_ended) = sync_channel::<Never>(0);
+        let thread = std::thread::Builder::new().name("screen".into()).spawn(move || {
+            let _alive = alive;
+            running.run()
+        });
+        let thread = Some(thread.inspect_err(|_| terminal::give_back())?);
+        let mut open = ScreenHandle { inbox: inbox.clone(), thread, running: until_ended, news: None };
         let keys = inbox.clone();
         std::thread::Builder::new().name("screen keys".into()).spawn(move || read_keys(&keys))?;
         let news = inbox.clone();
         let passing = std::thread::Builder::new().name("screen news".into());
-        open.news = Some(passing.spawn(move || forward(happened, &news))?);
+        let (alive, until_passed_on) = sync_channel::<Never>(0);
+        passing.spawn(move || {
+            let _alive = alive;
+            forward(happened, &news);
+        })?;
+        open.news = Some(until_passed_on);
         std::thread::Builder::new()
             .name("screen signals".into())
             .spawn(move || hear_signals(signals, &inbox))?;
@@ -153,29 +169,28 @@ impl ScreenHandle {
 
     fn end(&mut self) -> Option<String> {
         let thread = self.thread.take()?;
-        let deadline = Instant::now() + Duration::from_secs(1);
         // The last news are on their way through the same queue.
-        while self.news.as_ref().is_some_and(|news| !news.is_finished())
-            && Instant::now() + LAST_NEWS < deadline
-        {
-            std::thread::sleep(Duration::from_millis(1));
+        if let Some(news) = self.news.take() {
+            let _ = news.recv_timeout(LAST_NEWS);
         }
-        // Which may be full.
-        let mut end = self.inbox.try_send(Happening::End);
-        while !thread.is_finished() && Instant::now() < deadline {
-            if let Err(TrySendError::Full(unsent)) = end {
-                end = self.inbox.try_send(unsent);
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        // Which may be full: whoever waits for room in it must not be this thread.
+        let inbox = self.inbox.clone();
+        let ending = std::thread::Builder::new().name("screen end".into());
+        let _ = ending.spawn(move || drop(inbox.send(Happening::End)));
+        let ended = self.running.recv_timeout(LAST_FRAME);
         terminal::give_back();
-        if thread.is_finished() { thread.join().ok().flatten() } else { None }
+        match ended {
+            Err(RecvTimeoutError::Disconnected) => thread.join().ok().flatten(),
+            _ => None,
+        }
     }
 }
 
 impl Drop for ScreenHandle {
     fn drop(&mut self) {
         if self.thread.is_some() {
+            // Who gives the news may outlive the screen.
+            self.news = None;
             self.end();
             if terminal::is_stuck() {
                 return;
@@ -294,7 +309,7 @@ impl Running {
             && self.orders.try_send(order).is_err()
         {
             // Nothing is shown that did not happen, an open microphone least of all.
-            self.view.controls = self.view.told;
+            self.view.put_back();
             self.view.note(super::view::Voice::Trouble, "busy: that was not done. Try again.".into(), true);
         }
     }
@@ -357,8 +372,9 @@ impl Running {
     fn redraw_all(&mut self) {
         // Ratatui's own `clear` would ask the terminal where the cursor is, and wait for what the key reader takes away.
         if let Ok(terminal) = open_terminal(&self.frames) {
-            self.frames.wipe();
+            // The one before shows the cursor when it goes, and takes a wipe for its own.
             self.terminal = terminal;
+            self.frames.wipe();
         }
         self.view.stale = true;
         self.due = Instant::now();

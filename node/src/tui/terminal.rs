@@ -40,7 +40,7 @@ const BLINK: Duration = Duration::from_millis(10);
 /// The terminal, opened once more so that writing does not wait: standard output's own mode is shared with the shell. `None`
 /// where it has no name to open it by.
 static OUT: OnceLock<Option<OwnedFd>> = OnceLock::new();
-/// It did not take what had to be written.
+/// It did not take what had to be written when it was given back last.
 static STUCK: AtomicBool = AtomicBool::new(false);
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static KEYS_PUSHED: AtomicBool = AtomicBool::new(false);
@@ -139,9 +139,8 @@ pub fn give_back() {
         return;
     }
     let keys = if KEYS_PUSHED.load(Ordering::SeqCst) { POP_KEYS } else { b"" };
-    if !put(&[keys, GIVE_BACK].concat()) {
-        STUCK.store(true, Ordering::SeqCst);
-    }
+    // One that hung when it was given back before may not hang any more.
+    STUCK.store(!put(&[keys, GIVE_BACK].concat()), Ordering::SeqCst);
     let _ = terminal::disable_raw_mode();
     if let Some([real, _]) = &*ERRORS.lock().unwrap_or_else(PoisonError::into_inner) {
         let _ = stdio::dup2_stderr(real);

@@ -497,6 +497,84 @@ fn a_line_that_begins_with_a_slash_is_a_command() {
 }
 
 #[test]
+fn a_name_that_several_could_bear_is_nobodys() {
+    let mut view = call(80, 24);
+    let verify = |view: &mut View, who: &str| {
+        key(view, KeyCode::Char('/'));
+        typed(view, &format!("verify {who}"));
+        (key(view, KeyCode::Enter), view.talk.back().unwrap().text.clone())
+    };
+    assert_eq!(verify(&mut view, "ben").0, Some(Command::Verify { peer_id: peer(1), on: true }));
+    person(&mut view, 5, "b\u{435}n", PeerState::Connected, Some(PathKind::Direct));
+    let (nothing, said) = verify(&mut view, "ben");
+    assert!(nothing.is_none() && said.contains("several could be ben: ben·"), "{said}");
+    let shown = view.label(&peer(1));
+    assert_eq!(verify(&mut view, &shown).0, Some(Command::Verify { peer_id: peer(1), on: true }));
+    // Somebody takes the end of a key for a name.
+    let key_of_ben = crate::events::short(&peer(1));
+    person(&mut view, 5, &key_of_ben, PeerState::Connected, Some(PathKind::Direct));
+    let (nothing, said) = verify(&mut view, &key_of_ben);
+    assert!(nothing.is_none() && said.contains("several could be"), "{said}");
+}
+
+#[test]
+fn enter_chooses_nothing_where_there_is_nothing_and_stays() {
+    let mut view = view(80, 24);
+    for letter in ['o', 'w'] {
+        key(&mut view, KeyCode::Char(letter));
+        let before = view.pane.clone();
+        assert_eq!(key(&mut view, KeyCode::Enter), None);
+        assert!(view.draft.is_none() && view.pane == before, "{letter}");
+    }
+}
+
+#[test]
+fn each_pane_begins_at_its_own_end() {
+    let mut view = call(80, 24);
+    for n in 0..40 {
+        happened(&mut view, Event::Said { text: "yes".into(), id: n });
+    }
+    key(&mut view, KeyCode::Char('l'));
+    key(&mut view, KeyCode::PageUp);
+    assert!(view.scroll > 0);
+    key(&mut view, KeyCode::Enter);
+    assert_eq!((&view.pane, view.scroll), (&Pane::Talk, 0));
+    key(&mut view, KeyCode::Esc);
+    key(&mut view, KeyCode::PageUp);
+    let scrolled = view.scroll;
+    key(&mut view, KeyCode::Char('/'));
+    assert!(
+        scrolled > 0 && view.scroll == scrolled,
+        "what is read stays where it is while an answer is written"
+    );
+    typed(&mut view, "help");
+    key(&mut view, KeyCode::Enter);
+    assert_eq!((&view.pane, view.scroll), (&Pane::Help, 0));
+}
+
+#[test]
+fn what_was_not_done_is_not_shown() {
+    let mut view = call(80, 24);
+    assert!(key(&mut view, KeyCode::Char('x')).is_some() && key(&mut view, KeyCode::Char('m')).is_some());
+    assert!(view.selected().unwrap().hearing.muted && view.controls.muted);
+    view.put_back();
+    assert!(!view.selected().unwrap().hearing.muted && !view.controls.muted);
+    let cleo = view.people.iter().find(|person| person.peer == peer(2)).unwrap();
+    assert_eq!(cleo.hearing.volume_db, -6, "what the node told stays");
+}
+
+#[test]
+fn why_a_path_is_taken_is_told_where_there_is_one() {
+    let mut view = call(120, 30);
+    key(&mut view, KeyCode::Char('s'));
+    let shown = |view: &View| text(&painted(view));
+    assert!(shown(&view).contains("direct: both are on one network"), "{}", shown(&view));
+    let ben = view.people.iter_mut().find(|person| person.peer == peer(1)).unwrap();
+    (ben.path, ben.outlook) = (None, Outlook { path_why: None, next_attempt_ms: Some(4000.0) });
+    assert!(shown(&view).contains("no path; a path is tried in 4 s"), "{}", shown(&view));
+}
+
+#[test]
 fn any_size_of_terminal_can_be_drawn_in_any_state() {
     for width in (0..26).step_by(3).chain([31, 47, 79, 80, 132, 300]) {
         for height in (0..16).chain([24, 90]) {

@@ -23,7 +23,7 @@ use crate::{
     node::Command,
     text,
     trust::Standing,
-    typed::{self, About, Toggle, Typed},
+    typed::{self, Toggle, Typed},
 };
 
 /// How far one key turns a person's volume, dB.
@@ -113,8 +113,7 @@ fn decide(view: &mut View, input: Input) -> Option<Command> {
         Input::Key(key) => return handle_key(view, key),
         Input::Paste(pasted) if pasted.trim().is_empty() => {}
         Input::Paste(pasted) => {
-            let draft = view.draft.get_or_insert_default();
-            draft.insert(&text::clean_line(&pasted));
+            begin_line(view).insert(&text::clean_line(&pasted));
             view.stale = true;
         }
         Input::Mouse(mouse) => return handle_mouse(view, mouse),
@@ -228,17 +227,12 @@ fn handle_key(view: &mut View, key: KeyEvent) -> Option<Command> {
             return matches!(view.pane, Pane::Devices(_)).then_some(Command::Devices);
         }
         KeyCode::Enter | KeyCode::Char('t' | '/') => {
-            let mut draft = Draft::default();
+            let draft = begin_line(view);
             if key.code == KeyCode::Char('/') {
                 draft.insert("/");
             }
-            view.draft = Some(draft);
-            view.pane = Pane::Talk;
         }
-        KeyCode::Esc => {
-            view.pane = Pane::Talk;
-            view.scroll = 0;
-        }
+        KeyCode::Esc => show(view, Pane::Talk),
         KeyCode::PageUp => scroll(view, page),
         KeyCode::PageDown => scroll(view, -page),
         KeyCode::Home => scroll(view, isize::MAX),
@@ -290,9 +284,22 @@ fn volume(view: &View, by: i8) -> Option<Command> {
 
 fn toggle_pane(view: &mut View, pane: Pane) {
     let same = std::mem::discriminant(&view.pane) == std::mem::discriminant(&pane);
-    view.pane = if same { Pane::Talk } else { pane };
+    show(view, if same { Pane::Talk } else { pane });
+}
+
+/// Each pane begins at its own end.
+fn show(view: &mut View, pane: Pane) {
+    view.pane = pane;
     view.scroll = 0;
     view.stale = true;
+}
+
+/// What is written is written beside the conversation, as far back as it is read.
+fn begin_line(view: &mut View) -> &mut Draft {
+    if view.draft.is_none() && view.pane != Pane::Talk {
+        show(view, Pane::Talk);
+    }
+    view.draft.get_or_insert_default()
 }
 
 fn select(view: &mut View, by: isize) {
@@ -323,8 +330,8 @@ fn choose(view: &mut View, code: KeyCode) -> Option<Option<Command>> {
             match code {
                 _ if step != 0 => devices.at = devices.at.saturating_add_signed(step).min(last),
                 KeyCode::Enter => {
-                    let row = rows.get(devices.at)?;
-                    return Some(Some(Command::Device { end: row.end, name: row.id.clone() }));
+                    let row = rows.get(devices.at);
+                    return Some(row.map(|row| Command::Device { end: row.end, name: row.id.clone() }));
                 }
                 _ => return None,
             }
@@ -337,9 +344,9 @@ fn choose(view: &mut View, code: KeyCode) -> Option<Option<Command>> {
         },
         Pane::Who => match code {
             KeyCode::Enter => {
-                let person = view.selected()?;
-                let on = person.trust != Some(Standing::Verified);
-                return Some(Some(Command::Verify { peer_id: person.peer, on }));
+                let on = |person: &Person| person.trust != Some(Standing::Verified);
+                let person = view.selected();
+                return Some(person.map(|p| Command::Verify { peer_id: p.peer, on: on(p) }));
             }
             _ => return None,
         },
@@ -429,30 +436,28 @@ fn send(view: &mut View, line: &str) -> Option<Command> {
         Typed::Toggle(Toggle::Deafen) => Some(deafen(view)),
         Typed::Toggle(Toggle::Talk) => Some(press(view)),
         Typed::For(who, about) => {
-            // A name first, then a key: nobody can take another's key for a name.
-            let named = view.people.iter().find(|person| person.label == who);
-            let keyed = || view.people.iter().find(|person| typed::means(&who, "", &person.peer));
-            let Some(person) = named.or_else(keyed) else {
-                view.note(Voice::Trouble, format!("nobody here is called {who}"), true);
-                return None;
-            };
-            let peer_id = person.peer;
-            Some(match about {
-                About::Volume(volume_db) => Command::Volume { peer_id, volume_db },
-                About::Hear => Command::MutePerson { peer_id, on: !person.hearing.muted },
-                About::Verify(on) => Command::Verify { peer_id, on },
-            })
+            let people = view.people.iter().map(|person| (person.peer, person.name.as_deref()));
+            match typed::meant(&who, &view.me, people) {
+                Ok(peer_id) => {
+                    let person = view.people.iter().find(|person| person.peer == peer_id)?;
+                    Some(about.command(peer_id, person.hearing))
+                }
+                Err(unclear) => {
+                    view.note(Voice::Trouble, unclear.to_string(), true);
+                    None
+                }
+            }
         }
         Typed::Who => {
-            view.pane = Pane::Who;
+            show(view, Pane::Who);
             None
         }
         Typed::Help => {
-            view.pane = Pane::Help;
+            show(view, Pane::Help);
             None
         }
         Typed::Devices => {
-            view.pane = Pane::Devices(Devices::default());
+            show(view, Pane::Devices(Devices::default()));
             Some(Command::Devices)
         }
         Typed::Wrong(what) => {
@@ -519,7 +524,7 @@ fn handle_mouse(view: &mut View, mouse: MouseEvent) -> Option<Command> {
         MouseEventKind::Down(MouseButton::Left)
             if regions.draft.contains(at) || (regions.talk.contains(at) && view.pane == Pane::Talk) =>
         {
-            view.draft.get_or_insert_default();
+            begin_line(view);
         }
         _ => return None,
     }
@@ -625,7 +630,7 @@ fn handle_event(view: &mut View, event: Event) {
         }
         Event::Volume { peer_id, hearing } => {
             if let Some(person) = view.people.iter_mut().find(|person| person.peer == peer_id) {
-                person.hearing = hearing;
+                (person.hearing, person.told) = (hearing, hearing);
             }
         }
         Event::Device { end, name, state } => {

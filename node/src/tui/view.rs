@@ -203,8 +203,10 @@ pub struct Person {
     pub outlook: Outlook,
     /// Loudness now.
     pub level_dbov: f32,
-    /// How it is heard here.
+    /// How it is heard here, as asked for.
     pub hearing: Hearing,
+    /// The same, as the node told last.
+    pub told: Hearing,
     /// The newest figures.
     pub stats: Option<Box<PeerStats>>,
     /// Mouth-to-ear delay of the last seconds, ms, oldest first; `None` where there was none.
@@ -318,6 +320,13 @@ impl View {
         self.stale = true;
     }
 
+    /// Shows what the node told last: what was asked for since will not come.
+    pub fn put_back(&mut self) {
+        self.controls = self.told;
+        self.people.iter_mut().for_each(|person| person.hearing = person.told);
+        self.stale = true;
+    }
+
     /// Tells the names apart anew.
     pub fn name_people(&mut self) {
         let named = self.people.iter().filter_map(|p| Some((p.peer, p.name.as_deref()?)));
@@ -350,6 +359,7 @@ impl Person {
             outlook: Outlook::default(),
             level_dbov: -127.0,
             hearing: Hearing::default(),
+            told: Hearing::default(),
             stats: None,
             delays: VecDeque::new(),
         }

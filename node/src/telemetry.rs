@@ -29,6 +29,9 @@ pub enum Telemetry {
     PathPing(u32),
     /// The answer, with the number of the question.
     PathPong(u32),
+    /// So many packets did not come in the time of the report that follows, which does not count them: this side hears over
+    /// TCP, where copies would only lengthen the queue. It may still be better to take another path.
+    Missed(u32),
 }
 
 impl Telemetry {

@@ -23,6 +23,8 @@ impl Node {
             MediaEvent::Report { peer, mut report } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
                     if known.uses_tcp() {
+                        let missed = Telemetry::Missed(report.lost).encode();
+                        let _ = known.session.send_unreliable(Instant::now(), &missed);
                         lossless(&mut report);
                     }
                     let message = Telemetry::Report(report).encode();

@@ -507,13 +507,18 @@ impl Node {
                     self.command_media(MediaCommand::SendDelay { peer: id, us });
                 }
                 Some(Telemetry::Report(mut report)) => {
-                    peer.paths.handle_heard(now, report.received, report.lost);
-                    if peer.uses_tcp() || self.allowance.holds_back() {
+                    // What we held back ourselves no path has lost.
+                    let own = self.allowance.holds_back();
+                    peer.paths.handle_heard(now, report.received, if own { 0 } else { report.lost });
+                    if own || peer.uses_tcp() {
                         lossless(&mut report);
                     }
                     self.command_media(MediaCommand::Report { peer: id, report });
                 }
-                None => {}
+                Some(Telemetry::Missed(packets)) if !self.allowance.holds_back() => {
+                    peer.paths.handle_missed(now, packets);
+                }
+                Some(Telemetry::Missed(_)) | None => {}
             },
             session::Event::Refused { reason, .. } => self.handle_refusal(id, reason),
             session::Event::NotThisRoom => {

@@ -364,8 +364,8 @@ impl Node {
                 let udp = |link: &&RelayLink| {
                     open(link) == Some(false) && link.server == tcp.server && link.namespace == tcp.namespace
                 };
-                // Every member that is there has answered over UDP, so none is left behind. A list without ourselves has
-                // not come yet.
+                // Every member that is there has answered over UDP, so none is left behind; where our voice got lost there,
+                // TCP stands by. A list without ourselves has not come yet.
                 links.iter().find(udp).and_then(|link| link.open.as_ref()).is_some_and(|room| {
                     let listed = room.members.iter().any(|(_, peer)| *peer == self.me);
                     listed
@@ -373,7 +373,7 @@ impl Node {
                             let known = self.peers.get(peer);
                             known.is_none_or(|known| {
                                 !known.session.is_established()
-                                    || known.paths.relay_works(now, &room.uplink, *index)
+                                    || known.paths.relay_is_sound(now, &room.uplink, *index)
                             })
                         })
                 })

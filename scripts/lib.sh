@@ -84,6 +84,8 @@ ensure_compare_needs() {
     unless 'command -v chrt && command -v nsenter' util-linux
     unless 'command -v ffmpeg' ffmpeg
     unless 'python3 -c "import venv, ensurepip"' python3-venv
+    # pesq is compiled where it is installed.
+    unless '[ -f "$(python3 -c "import sysconfig; print(sysconfig.get_path(\"include\"))")/Python.h" ]' python3-dev
     unless '[ -d /usr/share/asterisk/sounds/en_US_f_Allison ]' asterisk-core-sounds-en-g722 asterisk-core-sounds-fr-g722 \
         asterisk-core-sounds-es-g722 asterisk-core-sounds-ru-g722
     case " $1 " in *" chromium"*) unless 'command -v chromium' chromium ;; esac

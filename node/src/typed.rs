@@ -19,13 +19,13 @@ pub const LEAST_OF_KEY: usize = 6;
 
 /// Every command, for `/help` and for the manual.
 pub const COMMANDS: &[(&str, &str)] = &[
-    ("/quit", "leave"),
+    ("/quit /q", "leave"),
     ("/mute", "mute, unmute"),
     ("/deafen", "hear nobody, be heard by nobody; and back"),
     ("/talk", "push to talk: open or close the microphone"),
     ("/voice WHEN", "when the microphone is open: always, push or voice"),
     ("/threshold DB", "where voice opens it, -80 to -10"),
-    ("/who", "who is here, how they fare, and words to compare aloud"),
+    ("/who /words", "who is here, how they fare, and words to compare aloud"),
     ("/volume NAME DB", "how loud one person is heard, -40 to 12"),
     ("/hear NAME", "hear one person or not"),
     ("/verify NAME", "the words were right: remember this person's key"),
@@ -37,6 +37,7 @@ pub const COMMANDS: &[(&str, &str)] = &[
     ("/delay WHAT", "quick, balanced or safe: how much delay for how much clarity"),
     ("/echo /noise /gain", "auto, on or off: echo cancellation, noise suppression, automatic gain"),
     ("/name NAME", "be called something else"),
+    ("/help", "these commands"),
     ("//...", "say a line that begins with a slash"),
 ];
 

@@ -53,7 +53,9 @@ mod linux {
             let [ab, ba] = link
                 .counts()
                 .map(|(counts, late)| json!({ "counts": counts, "late_most_us": late.as_micros() as u64 }));
-            writeln!(file, "{}", json!({ "t_ns": hallway::clock::now_ns(), "ab": ab, "ba": ba }))?;
+            // In one piece: whoever reads meanwhile sees whole lines.
+            let line = json!({ "t_ns": hallway::clock::now_ns(), "ab": ab, "ba": ba });
+            file.write_all(format!("{line}\n").as_bytes())?;
             std::thread::sleep(TELL_EVERY);
         }
     }

@@ -65,9 +65,9 @@ mod linux {
             options.kinds.retain(|kind| *kind != Kind::Upnp);
         }
         if let Some(why) = unavailable() {
-            println!("skipped: {why}");
-            return Ok(());
+            bail!("no cell can be tried: {why}");
         }
+        anyhow::ensure!(!options.kinds.is_empty(), "no network is left to be tried");
         let mut cells = Vec::new();
         for (i, a) in options.kinds.iter().enumerate() {
             cells.extend(options.kinds[i..].iter().map(|b| [*a, *b]));

@@ -131,7 +131,7 @@ pub const KEYS: &[Key] = &[
         name: "profile",
         kind: Kind::Text,
         about: &[
-            "talk: voice. music: stereo, full band, no processing, shortest frames; costs three times the rate.",
+            "talk: voice. music: stereo, full band, no processing, shortest frames; costs about twice the rate on the wire.",
         ],
         unset: "",
         example: "\"talk\"",

@@ -119,7 +119,7 @@ fn described(view: &View, setting: Setting) -> (String, String) {
     match setting {
         Setting::Profile => match controls.profile {
             Profile::Talk => both("talk", "a voice, in frames of 5 ms and more"),
-            Profile::Music => both("music", "full band, frames of 2.5 ms, three times the packets"),
+            Profile::Music => both("music", "full band, frames of 2.5 ms, twice the packets"),
         },
         Setting::Delay => match controls.delay {
             Delay::Quick => both("quick", "on a bad path under about 110 ms; words may get lost"),

@@ -380,6 +380,11 @@ impl Person {
     }
 }
 
+/// How a path is called on the screen.
+pub fn path_word(path: PathKind) -> String {
+    format!("{path:?}").to_lowercase()
+}
+
 /// Louder than this is somebody speaking, not a room.
 pub const SPEECH_DBOV: f32 = -50.0;
 

@@ -6,10 +6,7 @@ use super::{Pen, Regions};
 use crate::{
     events::PeerState,
     trust::Standing,
-    tui::{
-        update::path_word,
-        view::{Person, View},
-    },
+    tui::view::{Person, View, path_word},
 };
 
 /// Widths of the columns at this width of the terminal; 0: not shown.

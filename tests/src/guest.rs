@@ -1,7 +1,5 @@
 //! A member of a room at a server, as far as the forwarder knows: registered, bound, and silent otherwise.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use hallway::forward::wire::bind;
 use hallway::forward::{Link, LinkConfig, LinkEvent};
@@ -30,16 +28,7 @@ impl Guest {
     pub async fn enter(keypair: Keypair, at: &str, namespace: &str, wanted: usize) -> Guest {
         let peer = keypair.public().to_peer_id();
         let (behaviour, opener) = Behaviour::client();
-        let setup = swarm::Setup {
-            certificate: None,
-            rendezvous: behaviour,
-            lan: false,
-            drive: None,
-            ceiling: None,
-            idle_timeout: Duration::from_secs(3600),
-            max_connections: 8,
-            max_per_origin: 8,
-        };
+        let setup = swarm::Setup::plain(behaviour);
         let (mut swarm, mut connections) = swarm::build(&keypair, setup).unwrap();
         tokio::spawn(async move {
             loop {

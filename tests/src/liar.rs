@@ -77,16 +77,7 @@ impl Liar {
         let shared =
             Arc::new(Shared { deeds: Deeds::default(), victim, state: Mutex::new(State::default()) });
         let (keypair, (behaviour, mut incoming)) = (Keypair::generate_ed25519(), Behaviour::server());
-        let setup = swarm::Setup {
-            certificate: None,
-            rendezvous: behaviour,
-            lan: false,
-            drive: None,
-            ceiling: None,
-            idle_timeout: Duration::from_secs(60),
-            max_connections: 64,
-            max_per_origin: 64,
-        };
+        let setup = swarm::Setup::plain(behaviour);
         let (ready, listens) = std::sync::mpsc::channel();
         let of_loop = shared.clone();
         let id = keypair.public().to_peer_id();

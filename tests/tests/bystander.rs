@@ -71,16 +71,7 @@ fn victim(socket: UdpSocket, end: Arc<AtomicBool>) -> std::thread::JoinHandle<BT
 /// Somebody with connections to the server, to register under its own name in many rooms.
 fn liar() -> (Keypair, Opener) {
     let (keypair, (behaviour, opener)) = (Keypair::generate_ed25519(), Behaviour::client());
-    let setup = swarm::Setup {
-        certificate: None,
-        rendezvous: behaviour,
-        lan: false,
-        drive: None,
-        ceiling: None,
-        idle_timeout: Duration::from_secs(3600),
-        max_connections: 8,
-        max_per_origin: 8,
-    };
+    let setup = swarm::Setup::plain(behaviour);
     let (mut swarm, connections) = swarm::build(&keypair, setup).unwrap();
     tokio::spawn(async move {
         let _connections = connections;

@@ -71,6 +71,8 @@ pub enum AudioEvent {
         end: End,
         /// The device.
         name: String,
+        /// For whom: the number that [`EndOpener`](super::EndOpener) was given, 0 at the start.
+        order: u64,
     },
     /// The device went away. Silence goes on in its place and it is tried again without end.
     DeviceLost {
@@ -110,17 +112,21 @@ pub enum AudioEvent {
 
 /// Sends without ever waiting.
 #[derive(Debug, Clone)]
-pub(crate) struct Events(SyncSender<AudioEvent>);
+pub(crate) struct Events {
+    sender: SyncSender<AudioEvent>,
+    /// For which order an end is opened that tells its news here.
+    pub(crate) order: u64,
+}
 
 impl Events {
     pub(crate) fn new() -> (Self, Receiver<AudioEvent>) {
         let (sender, receiver) = sync_channel(MAX_EVENTS);
-        (Self(sender), receiver)
+        (Self { sender, order: 0 }, receiver)
     }
 
     pub(crate) fn send(&self, event: AudioEvent) {
         // A full queue means that nobody listens: old news would help nobody either.
-        let _ = self.0.try_send(event);
+        let _ = self.sender.try_send(event);
     }
 
     pub(crate) fn started(&self, end: End, at_ns: u64, channels: u16, period: u32) {

@@ -17,6 +17,14 @@ pub struct EndOpener {
 }
 
 impl EndOpener {
+    /// The same, for an order with this number: whether a device that tells that it was opened is still wanted, whoever
+    /// counts the orders knows.
+    #[must_use]
+    pub fn of_order(mut self, order: u64) -> Self {
+        self.events.order = order;
+        self
+    }
+
     /// Another capturing end. A `file:` begins at once.
     ///
     /// # Errors

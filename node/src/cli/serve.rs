@@ -75,13 +75,10 @@ async fn serve(args: RendezvousArgs, keypair: libp2p::identity::Keypair) -> Resu
     let (behaviour, incoming) = rendezvous::Behaviour::server();
     let setup = swarm::Setup {
         certificate: certificate(&args)?,
-        rendezvous: behaviour,
-        lan: false,
-        drive: None,
-        ceiling: None,
         idle_timeout: IDLE_TIMEOUT,
         max_connections: MAX_CONNECTIONS,
         max_per_origin: swarm::SERVER_CONNECTIONS_PER_ORIGIN,
+        ..swarm::Setup::plain(behaviour)
     };
     let me = keypair.public().to_peer_id();
     let (mut swarm, mut authenticated) = swarm::build(&keypair, setup).map_err(|e| Failure::other(e, ""))?;

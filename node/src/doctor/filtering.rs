@@ -10,18 +10,21 @@ use std::{
 };
 
 use futures::StreamExt;
-use libp2p::{Multiaddr, Swarm, identify, identity::Keypair, swarm::SwarmEvent};
+use libp2p::{
+    Multiaddr, Swarm, identify,
+    swarm::{ConnectionId, SwarmEvent},
+};
 use tokio::{
     sync::mpsc::Receiver,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
-use super::Transport;
+use super::{SOCKET_PATIENCE, Transport, stranger};
 use crate::{
     nat::Filtering,
-    node::swarm::{self, Behaviour, BehaviourEvent},
+    node::swarm::{Behaviour, BehaviourEvent},
     rendezvous::{
-        self, Opener, Target,
+        Opener, Target,
         dial_back::{self, Outcome},
     },
     transport::{self, Authenticated},
@@ -31,10 +34,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a server may take to say how it sees us, once it has answered.
 const SEEN_PATIENCE: Duration = Duration::from_secs(1);
-/// How long a socket may take to be there.
-const SOCKET_PATIENCE: Duration = Duration::from_millis(200);
-
-/// Tries it in one family. Takes about two seconds where somebody is not let in.
+/// Tries it in one family. Takes more than three seconds where nobody is let in.
 pub(super) async fn examine(reached: &[(Multiaddr, Transport)], v6: bool) -> Filtering {
     let ip_of = |addr: &Multiaddr| transport::ip_of(addr).filter(|ip| ip.is_ipv6() == v6);
     let quic = reached.iter().filter(|(_, transport)| *transport == Transport::Quic);
@@ -45,7 +45,7 @@ pub(super) async fn examine(reached: &[(Multiaddr, Transport)], v6: bool) -> Fil
     let server = Target::from_multiaddr(first);
     // The first question only makes the server see this socket: nobody is dialled at port 0.
     visitor.ask(&server, 0).await;
-    let Some(seen) = visitor.seen else { return Filtering::Unknown };
+    let Some(seen) = visitor.seen() else { return Filtering::Unknown };
     let outcome = visitor.ask(&server, seen.port()).await;
     let other_port = visitor.judged(outcome, |ip| ip == first_ip);
     let elsewhere = reached.iter().find(|(addr, _)| ip_of(addr).is_some_and(|ip| ip != first_ip));
@@ -63,7 +63,7 @@ async fn ask_from_elsewhere(addr: &Multiaddr, seen: SocketAddr) -> Option<Outcom
     let mut visitor = Visitor::new()?;
     let server = Target::from_multiaddr(addr);
     visitor.ask(&server, 0).await?;
-    if visitor.seen_from != Some(seen.ip()) {
+    if visitor.seen_from() != Some(seen.ip()) {
         return None;
     }
     visitor.ask(&server, seen.port()).await
@@ -74,30 +74,20 @@ struct Visitor {
     swarm: Swarm<Behaviour>,
     authenticated: Receiver<Authenticated>,
     opener: Opener,
-    /// Where the server sees us over UDP, and at which address at all.
-    seen: Option<SocketAddr>,
-    seen_from: Option<IpAddr>,
+    listens: bool,
+    /// Connections that it has dialled: who calls it does not know how it is seen.
+    dialled: HashSet<ConnectionId>,
+    /// Where the server sees it.
+    observed: Option<Multiaddr>,
     called_from: HashSet<SocketAddr>,
 }
 
 impl Visitor {
     fn new() -> Option<Self> {
-        let (behaviour, opener) = rendezvous::Behaviour::client();
-        let setup = swarm::Setup {
-            certificate: None,
-            rendezvous: behaviour,
-            lan: false,
-            drive: None,
-            ceiling: None,
-            idle_timeout: Duration::from_secs(60),
-            max_connections: 16,
-            max_per_origin: swarm::NODE_CONNECTIONS_PER_ORIGIN,
-        };
-        let built = swarm::build(&Keypair::generate_ed25519(), setup);
-        let (swarm, authenticated) =
-            built.inspect_err(|error| tracing::info!(%error, "filtering is not examined")).ok()?;
-        let (seen, seen_from, called_from) = (None, None, HashSet::new());
-        Some(Self { swarm, authenticated, opener, seen, seen_from, called_from })
+        let built = stranger().inspect_err(|error| tracing::info!(%error, "filtering is not examined"));
+        let (swarm, authenticated, opener) = built.ok()?;
+        let (dialled, called_from) = Default::default();
+        Some(Self { swarm, authenticated, opener, listens: false, dialled, observed: None, called_from })
     }
 
     async fn listening(v6: bool) -> Option<Self> {
@@ -105,19 +95,38 @@ impl Visitor {
         let addr = if v6 { "/ip6/::/udp/0/quic-v1" } else { "/ip4/0.0.0.0/udp/0/quic-v1" };
         visitor.swarm.listen_on(addr.parse().ok()?).ok()?;
         // What is dialled before the socket is there is dialled from another one.
-        visitor.run(sleep(SOCKET_PATIENCE)).await;
+        visitor.wait(SOCKET_PATIENCE, |visitor| visitor.listens).await;
         Some(visitor)
+    }
+
+    /// Where the server sees its socket.
+    fn seen(&self) -> Option<SocketAddr> {
+        self.observed.as_ref().and_then(transport::to_socket_addr)
+    }
+
+    /// At which address it is seen, whatever the transport.
+    fn seen_from(&self) -> Option<IpAddr> {
+        self.observed.as_ref().and_then(transport::ip_of)
     }
 
     /// Asks a server to call this port. `None`: no answer.
     async fn ask(&mut self, server: &Target, port: u16) -> Option<Outcome> {
         let opener = self.opener.clone();
         let answer = self.run(timeout(PATIENCE, dial_back::ask(&opener, server, port))).await.ok()?.ok();
-        let until = Instant::now() + SEEN_PATIENCE;
-        while self.seen_from.is_none() && Instant::now() < until {
-            self.run(sleep(Duration::from_millis(20))).await;
-        }
+        self.wait(SEEN_PATIENCE, |visitor| visitor.observed.is_some()).await;
         answer
+    }
+
+    /// Lets things happen until that is so, or for this long.
+    async fn wait(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) {
+        let mut end = pin!(sleep(patience));
+        while !done(self) {
+            tokio::select! {
+                () = &mut end => return,
+                event = self.swarm.select_next_some() => self.handle(event),
+                Some(_) = self.authenticated.recv() => {}
+            }
+        }
     }
 
     /// Lets things happen meanwhile.
@@ -137,10 +146,15 @@ impl Visitor {
             SwarmEvent::IncomingConnection { send_back_addr, .. } => {
                 self.called_from.extend(transport::to_socket_addr(&send_back_addr));
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { info, .. })) => {
-                self.seen = transport::to_socket_addr(&info.observed_addr).or(self.seen);
-                self.seen_from = transport::ip_of(&info.observed_addr).or(self.seen_from);
+            SwarmEvent::NewListenAddr { .. } => self.listens = true,
+            SwarmEvent::ConnectionEstablished { connection_id, endpoint, .. } if endpoint.is_dialer() => {
+                self.dialled.insert(connection_id);
             }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                connection_id,
+                info,
+                ..
+            })) if self.dialled.contains(&connection_id) => self.observed = Some(info.observed_addr),
             _ => {}
         }
     }

@@ -6,17 +6,31 @@
 mod filtering;
 mod probe;
 
-use std::fmt::Write;
+use std::{fmt::Write, time::Duration};
 
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, Swarm, identity::Keypair};
 use serde::Serialize;
+use tokio::sync::mpsc::Receiver;
 
 use crate::{
     audio::DeviceInfo,
     events::display,
     nat::{Filtering, Mapping},
+    node::swarm::{self, Behaviour, Setup},
+    rendezvous::{self, Opener},
+    transport::Authenticated,
 };
 pub use probe::{MAX_ADDRESSES, Options, examine};
+
+/// How long sockets may take to be there.
+const SOCKET_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Somebody whom nobody is to recognize: a swarm under an identity of its own, its connections, and what opens streams.
+fn stranger() -> Result<(Swarm<Behaviour>, Receiver<Authenticated>, Opener), swarm::Error> {
+    let (behaviour, opener) = rendezvous::Behaviour::client();
+    let (swarm, authenticated) = swarm::build(&Keypair::generate_ed25519(), Setup::plain(behaviour))?;
+    Ok((swarm, authenticated, opener))
+}
 
 /// What was found out. A figure that is not known is `null`.
 #[derive(Debug, Clone, Serialize)]

@@ -9,16 +9,14 @@ use std::{
 
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, Swarm, identify,
-    identity::Keypair,
-    ping,
+    Multiaddr, Swarm, identify, ping,
     swarm::{
         ConnectionId, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
 
-use super::{Clock, Facts, Family, Router, Server, Transport, filtering};
+use super::{Clock, Facts, Family, Router, SOCKET_PATIENCE, Server, Transport, filtering, stranger};
 use crate::{
     audio,
     nat::{Filtering, Observations},
@@ -72,20 +70,7 @@ struct Probe {
 /// # Errors
 /// Where no socket can be had.
 pub async fn examine(options: &Options) -> Result<Facts, swarm::Error> {
-    // Nobody is to recognize this node by it.
-    let keypair = Keypair::generate_ed25519();
-    let (behaviour, _opener) = rendezvous::Behaviour::client();
-    let setup = swarm::Setup {
-        certificate: None,
-        rendezvous: behaviour,
-        lan: false,
-        drive: None,
-        ceiling: None,
-        idle_timeout: Duration::from_secs(3600),
-        max_connections: 64,
-        max_per_origin: swarm::NODE_CONNECTIONS_PER_ORIGIN,
-    };
-    let (mut swarm, mut authenticated) = swarm::build(&keypair, setup)?;
+    let (mut swarm, mut authenticated, _opener) = stranger()?;
     swarm.behaviour_mut().ping = ping::Behaviour::new(ping::Config::new().with_interval(PING_EVERY));
     for addr in ["/ip4/0.0.0.0/udp/0/quic-v1", "/ip6/::/udp/0/quic-v1"] {
         if let Ok(addr) = addr.parse()
@@ -105,9 +90,10 @@ pub async fn examine(options: &Options) -> Result<Facts, swarm::Error> {
         connections: Vec::new(),
         began: Instant::now(),
     };
-    // The listeners' addresses come first: what is dialled before is dialled from other ports.
-    let listen_until = Instant::now() + Duration::from_millis(200);
-    probe.run(&mut authenticated, listen_until, |_| false).await;
+    // The listeners' addresses come first: what is dialled before is dialled from other ports. A family without any does
+    // not tell that it has none.
+    let listen_until = Instant::now() + SOCKET_PATIENCE;
+    probe.run(&mut authenticated, listen_until, Probe::knows_its_addresses).await;
     probe.began = Instant::now();
     for addr in options.servers.iter().take(MAX_ADDRESSES) {
         probe.dial(addr);
@@ -209,6 +195,12 @@ impl Probe {
             }
             _ => {}
         }
+    }
+
+    /// Whether each family has told an address that others may know.
+    fn knows_its_addresses(&self) -> bool {
+        let far = |addr: &SocketAddr| !addr.ip().is_loopback();
+        [false, true].iter().all(|v6| self.listening.iter().any(|addr| addr.is_ipv6() == *v6 && far(addr)))
     }
 
     /// Our IPv4 port, where the address is one of a private network.

@@ -38,6 +38,8 @@ pub const MAX_NEWS: usize = 64;
 pub const MAX_LISTED: usize = 255;
 /// A server with another idea of us is asked again after this at the earliest.
 const REFUSED_LEAST: Duration = Duration::from_secs(2);
+/// A room that was tried or open for longer than this is opened again without having to wait for earlier failures.
+const LASTED: Duration = Duration::from_secs(10);
 
 /// What a node should know of a link. `run` tells one opening of the room from the next.
 pub enum LinkEvent {
@@ -161,7 +163,7 @@ impl Work {
             if self.tell(LinkEvent::Down { run }).await.is_err() {
                 return;
             }
-            if began.elapsed() > Duration::from_secs(10) {
+            if began.elapsed() > LASTED {
                 backoff.reset();
             }
             // Never more than two tries a second, whoever asks.

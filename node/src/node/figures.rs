@@ -50,8 +50,8 @@ impl Node {
                 let which = if end == End::Input { "microphone" } else { "loudspeaker" };
                 tracing::info!(which, count, "xruns");
             }
-            AudioEvent::DeviceOpened { at_ns, end, name } => {
-                self.tell_device(at_ns, end, name, DeviceState::Opened);
+            AudioEvent::DeviceOpened { at_ns, end, name, order } => {
+                self.device_opened(at_ns, end, name, order);
             }
             AudioEvent::DeviceLost { at_ns, end, name, reason } => {
                 self.tell_device(at_ns, end, name.clone(), DeviceState::Lost);

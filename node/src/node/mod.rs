@@ -77,6 +77,8 @@ use swarm::{Behaviour, BehaviourEvent};
 
 /// Peers known at a time, members and strangers together. Further strangers are turned away.
 pub const MAX_PEERS: usize = 128;
+/// Connections at a time, those to servers included.
+pub const MAX_CONNECTIONS: u32 = 512;
 /// A connection that shows no session of our room is closed after this time.
 pub const STRANGER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Control datagrams that may wait for the node loop.
@@ -177,15 +179,13 @@ impl Node {
         let (driver, drive) = transport::drive()?;
         let ceiling = Arc::new(transport::Ceiling::new(config.max_kbps));
         let setup = swarm::Setup {
-            certificate: None,
-            rendezvous: behaviour,
             drive: Some(drive.clone()),
             ceiling: Some(ceiling.clone()),
             lan: config.lan,
             // Media is invisible to libp2p; this node decides itself which connections are of use.
             idle_timeout: Duration::from_secs(365 * 24 * 3600),
-            max_connections: 512,
-            max_per_origin: swarm::NODE_CONNECTIONS_PER_ORIGIN,
+            max_connections: MAX_CONNECTIONS,
+            ..swarm::Setup::plain(behaviour)
         };
         let (mut swarm, authenticated) = swarm::build(&config.keypair, setup)?;
         let mut silent_listeners = HashSet::new();

@@ -14,6 +14,10 @@ use crate::nat::Mapping;
 
 /// Observers asked at a time, in addition to the servers' own connections.
 pub const MAX_OBSERVERS: usize = 6;
+/// Waited for at a time, those included who let [`OBSERVER_PATIENCE`] pass.
+pub const MAX_ASKED: usize = 4 * MAX_OBSERVERS;
+/// One that has not answered after this time, handshake included, is hung up on.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(20);
 /// They are asked again after a change of our addresses, but no sooner than this.
 const OBSERVE_EVERY: Duration = Duration::from_secs(5);
 /// One that has not answered after this time is asked anew: the network it was asked through may be gone.
@@ -24,6 +28,23 @@ const OBSERVER_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Observers {
     asked: HashMap<ConnectionId, (SocketAddr, Instant)>,
     last: Option<Instant>,
+}
+
+impl Observers {
+    /// Those who are not waited for any longer.
+    fn given_up(&self, now: Instant) -> Vec<ConnectionId> {
+        let old = |at: &Instant| now.saturating_duration_since(*at) >= GIVEN_UP_AFTER;
+        self.asked.iter().filter(|(_, (_, at))| old(at)).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether this one may be asked now.
+    fn may_ask(&self, now: Instant, observer: SocketAddr) -> bool {
+        let young = |at: &Instant| now.saturating_duration_since(*at) < OBSERVER_PATIENCE;
+        let asked = || self.asked.values().filter(|(_, at)| young(at));
+        self.asked.len() < MAX_ASKED
+            && asked().count() < MAX_OBSERVERS
+            && !asked().any(|(asked, _)| *asked == observer)
+    }
 }
 
 impl Node {
@@ -37,14 +58,13 @@ impl Node {
 
     fn ask_those(&mut self, now: Instant, wanted: impl Fn(&Observations, SocketAddr) -> bool) {
         self.observers.last = Some(now);
+        for id in self.observers.given_up(now) {
+            self.swarm.close_connection(id);
+            self.observer_failed(id);
+        }
         for (peer, addr) in self.links.quic_addresses() {
             let Some(observer) = transport::to_socket_addr(&addr) else { continue };
-            let young = |at: &Instant| now.saturating_duration_since(*at) < OBSERVER_PATIENCE;
-            let asked = || self.observers.asked.values().filter(|(_, at)| young(at));
-            if asked().any(|(asked, _)| *asked == observer)
-                || !wanted(&self.observations, observer)
-                || asked().count() >= MAX_OBSERVERS
-            {
+            if !wanted(&self.observations, observer) || !self.observers.may_ask(now, observer) {
                 continue;
             }
             let opts = match peer {
@@ -138,5 +158,29 @@ impl Node {
         let mut said = policy::usable(id, &member.addresses, scope);
         said.retain(|addr| transport::to_socket_addr(addr).is_some());
         said
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn observers_who_never_answer_are_bounded_and_given_up() {
+        let (mut observers, start) = (Observers::default(), Instant::now());
+        let observer = |n: usize| SocketAddr::from(([192, 0, 2, 1], n as u16));
+        let mut now = start;
+        for n in 0..1000 {
+            if observers.may_ask(now, observer(n)) {
+                observers.asked.insert(ConnectionId::new_unchecked(n), (observer(n), now));
+                assert!(!observers.may_ask(now, observer(n)), "nobody is asked twice at a time");
+            }
+            now += Duration::from_millis(5);
+        }
+        assert_eq!(observers.asked.len(), MAX_ASKED);
+        assert!(observers.given_up(now).is_empty());
+        let later = start + GIVEN_UP_AFTER;
+        assert_eq!(observers.given_up(later), [ConnectionId::new_unchecked(0)]);
+        assert_eq!(observers.given_up(now + GIVEN_UP_AFTER).len(), MAX_ASKED);
     }
 }

@@ -31,6 +31,15 @@ pub(super) struct InUse {
     pub device: Option<String>,
     /// Counts what was asked for: the last one wins, however long it takes to open.
     wanted: u64,
+    /// The last of these that was taken.
+    taken: u64,
+}
+
+impl InUse {
+    /// Whether a device that was opened for this order is, or will be, in use: others were asked for since.
+    fn is_current(&self, order: u64) -> bool {
+        order == self.wanted || order == self.taken
+    }
 }
 
 /// An end that was opened in the background, or not.
@@ -50,7 +59,7 @@ enum Made {
 impl Devices {
     pub(super) fn new(input: &str, output: &str) -> Self {
         let (opening, opened) = mpsc::channel(MAX_OPENING);
-        let in_use = |asked: &str| InUse { asked: asked.to_owned(), device: None, wanted: 0 };
+        let in_use = |asked: &str| InUse { asked: asked.to_owned(), device: None, wanted: 0, taken: 0 };
         Self { input: in_use(input), output: in_use(output), opening, opened, waited_for: 0 }
     }
 
@@ -182,10 +191,10 @@ impl Node {
             return self.answer(outcome, Err(notice("busy", message, "Try again in a moment.")));
         }
         self.devices.waited_for += 1;
-        let (opener, opening) = (self.media.opener(), self.devices.opening.clone());
         let in_use = self.devices.end(end);
         in_use.wanted += 1;
         let number = in_use.wanted;
+        let (opener, opening) = (self.media.opener().of_order(number), self.devices.opening.clone());
         tokio::task::spawn_blocking(move || {
             let made = match end {
                 End::Input => asked
@@ -229,6 +238,7 @@ impl Node {
                 };
                 let in_use = self.devices.end(end);
                 in_use.asked.clone_from(&asked);
+                in_use.taken = number;
                 if !is_device {
                     in_use.device = None;
                     self.emit(Event::Device { end, name: asked, state: DeviceState::Opened });
@@ -241,6 +251,13 @@ impl Node {
             }
         };
         self.answer(outcome, came_of_it);
+    }
+
+    /// A device was opened. One that was overtaken meanwhile is closed again, and no news.
+    pub(super) fn device_opened(&mut self, at_ns: u64, end: End, name: String, order: u64) {
+        if self.devices.end(end).is_current(order) {
+            self.tell_device(at_ns, end, name, DeviceState::Opened);
+        }
     }
 
     pub(super) fn tell_device(&mut self, at_ns: u64, end: End, name: String, state: DeviceState) {
@@ -271,4 +288,22 @@ fn notice(code: &'static str, message: String, hint: &str) -> Notice {
 fn list_devices(outcome: Option<oneshot::Sender<Result<Answer, Notice>>>) {
     let Some(outcome) = outcome else { return };
     tokio::task::spawn_blocking(move || drop(outcome.send(Ok(Answer::Devices(audio::list_devices())))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_was_overtaken_is_no_news_but_the_one_in_use_is() {
+        let mut devices = Devices::new("default", "default");
+        let input = devices.end(End::Input);
+        assert!(input.is_current(0), "the one of the start");
+        // Two are asked for; the second is there first.
+        (input.wanted, input.taken) = (2, 2);
+        assert!(!input.is_current(1) && !input.is_current(0) && input.is_current(2));
+        // A third cannot be opened: what is in use may still tell that it was.
+        input.wanted = 3;
+        assert!(input.is_current(2) && !input.is_current(1));
+    }
 }

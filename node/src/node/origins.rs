@@ -15,10 +15,11 @@ use libp2p::{
     },
 };
 
-use crate::rendezvous::store::Prefix;
+use crate::{rendezvous::store::Prefix, transport::RETRY_ABOVE_HALF_OPEN};
 
-/// Unfinished handshakes of one origin: the places for these are few, and are everybody's.
-pub const MAX_PENDING_PER_ORIGIN: usize = 32;
+/// Unfinished handshakes of one origin: the places for these are few, and are everybody's. More than may be begun in
+/// another's name before addresses must prove themselves, so that whoever does that does not keep the other one out.
+pub const MAX_PENDING_PER_ORIGIN: usize = 2 * RETRY_ABOVE_HALF_OPEN;
 
 /// One origin has as many connections as one may.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +166,19 @@ mod tests {
         assert!(!knock(&mut origins, 6, "/ip4/8.8.8.8/udp/3/quic-v1"));
         (1..7).for_each(|id| origins.ended(ConnectionId::new_unchecked(id)));
         assert!(origins.counts.is_empty() && origins.origins.is_empty(), "nothing is kept of who has gone");
+    }
+
+    #[test]
+    fn handshakes_begun_in_anothers_name_leave_places_to_that_one() {
+        let mut origins = Behaviour::new(usize::MAX);
+        let from = "/ip4/8.8.8.8/udp/1/quic-v1";
+        // So many may be begun by whoever puts this address on its packets; those after them must answer a Retry.
+        (0..RETRY_ABOVE_HALF_OPEN).for_each(|id| assert!(knock(&mut origins, id, from)));
+        assert!(knock(&mut origins, 100, from), "the one who really is there");
+        assert_eq!((101..200).filter(|id| knock(&mut origins, *id, from)).count(), RETRY_ABOVE_HALF_OPEN - 1);
+        assert!(!knock(&mut origins, 200, from));
+        origins.established(ConnectionId::new_unchecked(100));
+        assert!(knock(&mut origins, 201, from), "what is established is no longer unfinished");
     }
 
     #[test]

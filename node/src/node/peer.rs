@@ -297,12 +297,15 @@ impl Peer {
     /// True when it is time to dial a fresh path beside a silent one; counts as dialled.
     pub fn fresh_due(&mut self, now: Instant) -> bool {
         // Also beside a way through a server, while direct ones stand there dead: they are closed after 15 s.
-        let dead = self.paths.direct() > 0 && !self.paths.direct_works(now);
-        let due = now >= self.next_fresh && (dead || self.paths.is_silent(now));
+        let due = now >= self.next_fresh && (self.is_direct_dead(now) || self.paths.is_silent(now));
         if due {
             self.next_fresh = now + FRESH_EVERY;
         }
         due
+    }
+
+    fn is_direct_dead(&self, now: Instant) -> bool {
+        self.paths.direct() > 0 && !self.paths.direct_works(now)
     }
 
     /// Whether a direct path was ever dialled.
@@ -312,7 +315,7 @@ impl Peer {
 
     /// When a direct path is tried next, or taken again that stands by.
     pub fn next_attempt(&self, now: Instant) -> Option<Instant> {
-        let fresh = (self.paths.direct() > 0).then_some(self.next_fresh);
+        let fresh = self.is_direct_dead(now).then_some(self.next_fresh);
         [self.next_dial, self.paths.barred_until(now), fresh].into_iter().flatten().min()
     }
 

@@ -19,6 +19,14 @@ pub(crate) const GIVE_BACK: Duration = Duration::from_millis(300);
 pub(super) struct PortMap {
     client: portmapper::Client,
     external: watch::Receiver<Option<SocketAddrV4>>,
+    /// Finds out what else the router speaks, and asks for the port again.
+    again: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for PortMap {
+    fn drop(&mut self) {
+        self.again.abort();
+    }
 }
 
 /// Which protocols are tried: all of them, for UDP.
@@ -37,13 +45,13 @@ impl PortMap {
         // Unasked, the library tries UPnP alone: what else the router speaks is found out beside it, and then used.
         client.update_local_port(port);
         let external = client.watch_external_address();
-        let again = client.clone();
-        tokio::spawn(async move {
-            if again.probe().await.is_ok() {
-                again.update_local_port(port);
+        let asking = client.clone();
+        let again = tokio::spawn(async move {
+            if let Ok(Ok(_)) = asking.probe().await {
+                asking.update_local_port(port);
             }
         });
-        Self { client, external }
+        Self { client, external, again }
     }
 
     /// Waits until the router gave another port, or took it away.
@@ -56,10 +64,13 @@ impl PortMap {
         std::future::pending().await
     }
 
-    /// Gives the port back.
+    /// Gives the port back, also one that is still being asked for.
     pub(super) async fn leave(self) {
-        if self.external.borrow().is_some() {
-            self.client.deactivate();
+        self.again.abort();
+        let given = self.external.borrow().is_some();
+        self.client.deactivate();
+        if given {
+            // The library does not tell when the router has heard it.
             tokio::time::sleep(GIVE_BACK).await;
         }
     }

@@ -92,6 +92,22 @@ pub struct Setup {
     pub max_per_origin: usize,
 }
 
+impl Setup {
+    /// Of one that does nothing out of the ordinary: its own runtime and sockets, no certificate, connections of a node.
+    pub fn plain(rendezvous: rendezvous::Behaviour) -> Self {
+        Self {
+            certificate: None,
+            rendezvous,
+            lan: false,
+            idle_timeout: Duration::from_secs(3600),
+            drive: None,
+            ceiling: None,
+            max_connections: 64,
+            max_per_origin: NODE_CONNECTIONS_PER_ORIGIN,
+        }
+    }
+}
+
 /// A swarm over our QUIC transport and TCP, and the channel of its authenticated QUIC connections.
 ///
 /// # Errors

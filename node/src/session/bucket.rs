@@ -23,8 +23,21 @@ impl Bucket {
         Self::new(capacity, every, now)
     }
 
+    /// Whether it holds as many tokens as it can: nothing was taken for a while.
+    pub fn is_full(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        self.tokens == self.capacity
+    }
+
     /// Takes a token if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        let free = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        free
+    }
+
+    fn refill(&mut self, now: Instant) {
         while self.tokens < self.capacity {
             let Some(next) = self.filled.checked_add(self.every).filter(|next| *next <= now) else { break };
             self.filled = next;
@@ -33,9 +46,6 @@ impl Bucket {
         if self.tokens == self.capacity {
             self.filled = now;
         }
-        let free = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        free
     }
 }
 
@@ -50,6 +60,8 @@ mod tests {
         let takes = |bucket: &mut Bucket, at: u64| bucket.take(start + Duration::from_millis(at));
         assert_eq!([0, 0, 0, 0, 999].map(|at| takes(&mut bucket, at)), [true, true, true, false, false]);
         assert_eq!([1000, 1001, 2000].map(|at| takes(&mut bucket, at)), [true, false, true]);
+        assert!(!bucket.is_full(start + Duration::from_millis(4500)));
+        assert!(bucket.is_full(start + Duration::from_millis(5500)));
         let mut fast = Bucket::per_second(4, 2, start);
         assert_eq!((0..10).filter(|_| takes(&mut fast, 0)).count(), 4);
         assert_eq!((0..10).filter(|_| takes(&mut fast, 1000)).count(), 2);

@@ -12,7 +12,7 @@
 //!
 //! A flood must not keep the media thread from its work: a turn runs a bounded number of QUIC's tasks, receiving bounds
 //! its own time (quinn: 50 µs), and what does not fit is dropped by the kernel's socket buffer. The dearest thing that a
-//! stranger can ask for is a handshake: see [`HANDSHAKES_AT_ONCE`].
+//! stranger can ask for is a handshake: see [`HANDSHAKES_AT_ONCE`](super::HANDSHAKES_AT_ONCE).
 
 use std::{
     future::Future,
@@ -21,16 +21,12 @@ use std::{
     sync::{Arc, OnceLock},
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::runtime::{Builder, Handle};
 
-/// Handshakes of strangers that are answered at once …
-pub const HANDSHAKES_AT_ONCE: u32 = 64;
-/// … and this often for long: each costs the media thread part of a millisecond. The rest is ignored, and tries again.
-pub const HANDSHAKE_EVERY: Duration = Duration::from_millis(20);
 /// Tasks run between two looks of the media thread at its own work.
 pub const MAX_TASKS_A_TURN: u32 = 24;
 
@@ -193,6 +189,8 @@ impl Wake for Bell {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+
+    use std::time::Duration;
 
     use super::*;
 

@@ -129,17 +129,18 @@ impl Listener {
             }
             return;
         }
-        if !self.shared.may_begin() {
+        let remote = incoming.remote_address();
+        let send_back_addr = to_multiaddr(remote);
+        if !self.shared.may_begin(&send_back_addr) {
             incoming.ignore();
             return;
         }
-        let remote = incoming.remote_address();
         match incoming.accept() {
             Ok(connecting) => self.events.push_back(TransportEvent::Incoming {
                 listener_id: self.id,
                 upgrade: self.shared.clone().finish(connecting, false),
                 local_addr: to_multiaddr(self.local),
-                send_back_addr: to_multiaddr(remote),
+                send_back_addr,
             }),
             Err(error) => tracing::debug!(%remote, %error, "handshake refused"),
         }

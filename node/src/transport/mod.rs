@@ -17,6 +17,7 @@ mod congestion;
 mod drive;
 mod listener;
 mod muxer;
+mod pace;
 mod socket;
 pub mod wss;
 
@@ -41,14 +42,18 @@ use libp2p::{
 use quinn::rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
-use crate::session::bucket::Bucket;
-
 pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
-pub use drive::{Drive, Driver, HANDSHAKE_EVERY, HANDSHAKES_AT_ONCE, MAX_TASKS_A_TURN, drive, flush, turn};
+pub use drive::{Drive, Driver, MAX_TASKS_A_TURN, drive, flush, turn};
 use listener::Listener;
+pub use listener::RETRY_ABOVE_HALF_OPEN;
 pub use muxer::{Muxer, Stream};
+use pace::Pace;
+pub use pace::{
+    HANDSHAKE_EVERY, HANDSHAKE_EVERY_PER_ORIGIN, HANDSHAKES_AT_ONCE, HANDSHAKES_AT_ONCE_PER_ORIGIN,
+    MAX_PACED_ORIGINS,
+};
 use socket::Marked;
 pub use socket::{Ceiling, EXPEDITED};
 
@@ -105,14 +110,14 @@ pub(crate) struct Shared {
     authenticated: mpsc::Sender<Authenticated>,
     half_open: Arc<AtomicUsize>,
     /// Where QUIC runs on the media thread: how often a stranger's handshake is answered there.
-    pace: Option<Arc<Mutex<Bucket>>>,
+    pace: Option<Arc<Mutex<Pace>>>,
 }
 
 impl Shared {
-    /// Whether another handshake towards us may begin now.
-    pub(crate) fn may_begin(&self) -> bool {
-        let free = |pace: &Arc<Mutex<Bucket>>| {
-            pace.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
+    /// Whether another handshake towards us, from there, may begin now.
+    pub(crate) fn may_begin(&self, from: &Multiaddr) -> bool {
+        let free = |pace: &Arc<Mutex<Pace>>| {
+            pace.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now(), from)
         };
         self.pace.as_ref().is_none_or(free)
     }
@@ -147,9 +152,7 @@ impl QuicTransport {
     /// Where the identity cannot sign a certificate.
     pub fn new(config: Config) -> (Self, mpsc::Receiver<Authenticated>) {
         let (authenticated, receiver) = mpsc::channel(MAX_WAITING_CONNECTIONS);
-        let pace = config
-            .paced
-            .then(|| Arc::new(Mutex::new(Bucket::new(HANDSHAKES_AT_ONCE, HANDSHAKE_EVERY, Instant::now()))));
+        let pace = config.paced.then(|| Arc::new(Mutex::new(Pace::new(Instant::now()))));
         let shared = Shared { authenticated, half_open: Arc::new(AtomicUsize::new(0)), pace };
         (Self { config, listeners: SelectAll::new(), dialers: HashMap::new(), shared, waker: None }, receiver)
     }

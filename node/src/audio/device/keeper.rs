@@ -194,7 +194,8 @@ impl<K: Kind> Job<K> {
             }
         };
         let name = running.name.clone();
-        self.events.send(AudioEvent::DeviceOpened { at_ns: monotonic_ns(), end: K::END, name });
+        let (at_ns, order) = (monotonic_ns(), self.events.order);
+        self.events.send(AudioEvent::DeviceOpened { at_ns, end: K::END, name, order });
         let _ = first.send(Ok(()));
         loop {
             // Some devices take seconds to start, so whoever waits for the open device has it already.

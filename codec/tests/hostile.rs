@@ -12,13 +12,14 @@ mod lab;
 
 use hallway_codec::{
     ClockOffset, MAX_PACKET_BYTES, Report,
-    frame::{self, Error, Frame, HEADER_BYTES, Packet},
+    frame::{self, BRIEF_HEADER_BYTES, Error, FRAME_HEADER_BYTES, Frame, HEADER_BYTES, Packet},
     opus::inspect,
 };
 use lab::{Call, Link};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    rc::Rc,
 };
 
 /// Bytes in use, of this thread.
@@ -123,6 +124,15 @@ fn through(call: &mut Call) {
     call.run_for(FAULT.end - FAULT.start);
 }
 
+/// Where the main frame's Opus packet begins.
+fn main_at(packet: &[u8]) -> usize {
+    if is_brief(packet) { BRIEF_HEADER_BYTES } else { HEADER_BYTES + FRAME_HEADER_BYTES }
+}
+
+fn is_brief(packet: &[u8]) -> bool {
+    packet[0] == frame::KIND_BRIEF
+}
+
 /// The main frame's Opus packet is replaced; copies go.
 fn with_main(packet: &mut Vec<u8>, opus: &[u8]) {
     let parsed = Packet::parse(packet).unwrap();
@@ -143,8 +153,8 @@ fn malformed_opus_costs_its_own_frame_and_nothing_after_it() {
             match n % 12 {
                 // Bits turned all over the frame; the first byte stays, so it still looks like one.
                 0 => {
-                    let skip = if packet[0] == frame::KIND_BRIEF { 6 } else { 26 };
-                    packet.iter_mut().skip(skip).for_each(|byte| *byte ^= 0xa5);
+                    let after_first = main_at(packet) + 1;
+                    packet.iter_mut().skip(after_first).for_each(|byte| *byte ^= 0xa5);
                 }
                 // A frame of one byte: nothing to decode.
                 3 => with_main(packet, &[0xe4]),
@@ -162,12 +172,14 @@ fn malformed_opus_costs_its_own_frame_and_nothing_after_it() {
 #[test]
 fn every_first_byte_of_an_opus_packet_is_played_or_refused_in_mid_stream() {
     let mut toc = 0u8;
+    let tried = Rc::new(Cell::new([0u32; 2]));
+    let counts = tried.clone();
     let changing = tampered(move |packet| {
-        let at = HEADER_BYTES + 3;
-        if let Some(first) = packet.get_mut(at) {
-            *first = toc;
-        }
+        let at = main_at(packet);
+        packet[at] = toc;
         toc = toc.wrapping_add(7);
+        let [whole, brief] = counts.get();
+        counts.set(if is_brief(packet) { [whole, brief + 1] } else { [whole + 1, brief] });
     });
     // Some of those bytes say that coarse copies of frames are sent (FEC): room for one frame more is kept for some seconds.
     let mut call = is_survived_with(20.0 + REMAINS_MS, "TOC changes", changing, through);
@@ -176,6 +188,8 @@ fn every_first_byte_of_an_opus_packet_is_played_or_refused_in_mid_stream() {
     call.run_for(1.0);
     let ms = call.receiver.stats().mouth_to_ear_ms.expect("a call that runs");
     assert!(ms < 31.0 + REMAINS_MS, "{ms} ms");
+    let [whole, brief] = tried.get();
+    assert!(whole > 0 && brief >= 256, "each byte once at least: {whole} whole and {brief} brief packets");
 }
 
 #[test]
@@ -233,8 +247,14 @@ fn frames_longer_than_20_ms_are_refused_and_cost_only_themselves() {
 
 /// Moves a packet's position on the speaker's clock.
 fn moved(packet: &mut [u8], by: i64) {
-    let is_brief = packet[0] == frame::KIND_BRIEF;
-    shift(&mut packet[if is_brief { 3..5 } else { 6..10 }], by as u32);
+    let field = if is_brief(packet) { 3..5 } else { 6..10 };
+    shift(&mut packet[field], by as u32);
+}
+
+/// Moves a packet's place in the count of packets.
+fn renumbered(packet: &mut [u8], by: u32) {
+    let field = if is_brief(packet) { 1..3 } else { 2..6 };
+    shift(&mut packet[field], by);
 }
 
 /// Adds to a big-endian number of any length.
@@ -282,8 +302,7 @@ fn the_count_of_packets_wraps_without_a_loss() {
     let mut call = call();
     call.tamper = Some(Box::new(|_, packet, out| {
         let mut packet = packet.to_vec();
-        let is_brief = packet[0] == frame::KIND_BRIEF;
-        shift(&mut packet[if is_brief { 1..3 } else { 2..6 }], u32::MAX - 1_100);
+        renumbered(&mut packet, u32::MAX - 1_100);
         out.push(packet);
     }));
     let mut call = is_survived("sequence wraps", call, through);
@@ -305,7 +324,7 @@ fn a_flood_costs_no_memory_and_its_end_brings_the_voice_back() {
                 luck ^= luck << 5;
                 let mut other = packet.to_vec();
                 other.resize(MAX_PACKET_BYTES, n as u8);
-                other[2..6].copy_from_slice(&luck.to_be_bytes());
+                renumbered(&mut other, luck);
                 // Half of them near what is played, the others anywhere.
                 let by = if n % 2 == 0 { i64::from(luck % 1_024) * 120 - 60_000 } else { i64::from(luck) };
                 moved(&mut other, by);
@@ -342,8 +361,14 @@ fn a_flood_costs_no_memory_and_its_end_brings_the_voice_back() {
 fn copies_that_contradict_the_frame_itself_do_not_replace_it() {
     // A lossy path's packets, of which each copy holds another sound, or sound of another length.
     let mut n = 0usize;
+    let lies = Rc::new(Cell::new(0u32));
+    let told = lies.clone();
     let mut lying = tampered(move |packet| {
         let parsed = Packet::parse(packet).unwrap();
+        if parsed.copies() == 0 {
+            return;
+        }
+        told.set(told.get() + u32::from(parsed.copies()));
         let (header, size) = (parsed.header, packet.len());
         let frames: Vec<(u8, Vec<u8>)> = parsed
             .frames()
@@ -370,6 +395,8 @@ fn copies_that_contradict_the_frame_itself_do_not_replace_it() {
     let mut call = is_survived("copies that lie", lying, through);
     let totals = call.receiver.stats().totals;
     assert_eq!((totals.concealed_samples, totals.recovered_samples), (0, 0), "{totals:?}");
+    println!("{} copies lied", lies.get());
+    assert!(lies.get() > 100, "{} copies lied", lies.get());
 }
 
 #[test]

@@ -8,6 +8,9 @@ use hallway::rendezvous::{Behaviour, Client, ClientConfig, ClientEvent, Target};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::process::SOON;
 
 /// See the module's text. Leaves when it is dropped.
 pub struct Guest {
@@ -26,6 +29,11 @@ pub struct Guest {
 impl Guest {
     /// Enters a namespace at a server and waits until so many are there, itself included.
     pub async fn enter(keypair: Keypair, at: &str, namespace: &str, wanted: usize) -> Guest {
+        let entering = Self::entering(keypair, at, namespace, wanted);
+        timeout(SOON, entering).await.unwrap_or_else(|_| panic!("the server does not let {wanted} in"))
+    }
+
+    async fn entering(keypair: Keypair, at: &str, namespace: &str, wanted: usize) -> Guest {
         let peer = keypair.public().to_peer_id();
         let (behaviour, opener) = Behaviour::client();
         let setup = swarm::Setup::plain(behaviour);

@@ -1,8 +1,16 @@
 //! A rendezvous server and the nodes that meet there, each with a home of its own in one scratch directory.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use hallway::controls::Controls;
 use hallway::ctl::{self, Call};
+use hallway::invite::Invite;
+use hallway::node::{self, PathChoice};
+use hallway::trust::Trust;
+use hallway::volumes::Volumes;
+use libp2p::identity::Keypair;
 use tempfile::TempDir;
 
 use crate::process::Process;
@@ -116,6 +124,52 @@ pub fn control(dir: &Path, name: &str) -> Call {
     let mut calls = ctl::calls(&folder);
     assert_eq!(calls.len(), 1, "sockets in {}", folder.display());
     calls.remove(0)
+}
+
+/// What a node in this process is started with: on loopback, at no server, and nothing remembered.
+pub fn config(keypair: Keypair, name: &str, invite: &Invite) -> node::Config {
+    node::Config {
+        keypair,
+        name: name.into(),
+        invite: invite.clone(),
+        rendezvous: Vec::new(),
+        listen: vec![QUIC4.parse().unwrap()],
+        announce: Vec::new(),
+        path: PathChoice::Auto,
+        tcp: true,
+        map_port: false,
+        lan: false,
+        channels: 1,
+        max_kbps: None,
+        started: Instant::now(),
+        leave_after: None,
+        require_peer: None,
+        peers: Vec::new(),
+        wait_anyway: true,
+        input: String::new(),
+        output: String::new(),
+        controls: Controls::default(),
+        volumes: Volumes::default(),
+        trust: Trust::default(),
+        history: None,
+    }
+}
+
+/// A socket as an address of QUIC.
+pub fn quic(socket: SocketAddr) -> String {
+    format!("/ip4/{}/udp/{}/quic-v1", socket.ip(), socket.port())
+}
+
+/// The socket that an address names, whatever follows in it.
+pub fn socket_in(addr: &str) -> SocketAddr {
+    let mut parts = addr.split('/').skip(2).step_by(2);
+    let (ip, port) = (parts.next().expect("an address"), parts.next().expect("a port"));
+    SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap())
+}
+
+/// The socket at which a program listens for QUIC.
+pub fn socket_of(process: &Process) -> SocketAddr {
+    socket_in(process.listen().iter().find(|addr| addr.contains("quic-v1")).expect("a QUIC address"))
 }
 
 /// A `file:` source or sink.

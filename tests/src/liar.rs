@@ -1,5 +1,7 @@
-//! A rendezvous server that means no good: it withholds, replays, forges, names wrong addresses and wrong people, and drops
-//! nearly all voice that it should pass on while it answers for everything else.
+//! A rendezvous server that means no good. It withholds who is there, tells forged and old records, people who do not exist
+//! and a victim's address for everybody's; of voice it passes on one datagram in [`DROPS`], and that changed, repeated and
+//! under another's number too. Whatever else members send each other through it, it passes on, and old datagrams after it,
+//! so that the way through it seems to be a good one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +27,7 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId};
 use tokio::runtime::Runtime;
 
-/// Of so many datagrams of voice one is passed on, changed, several times, and under another name too.
+/// Of so many datagrams of voice one is passed on: once changed, once under another's number, three times as it is.
 const DROPS: u64 = 20;
 /// Datagrams kept to be sent again later.
 const KEPT: usize = 64;
@@ -45,9 +47,9 @@ pub struct Liar {
 pub struct Deeds {
     /// Voice that it was given to pass on.
     pub voice: AtomicU64,
-    /// Datagrams that it passed on as they were.
+    /// Datagrams that hold no voice, passed on once and as they were.
     pub honest: AtomicU64,
-    /// Datagrams that it changed, repeated or gave another sender.
+    /// Datagrams that it sent besides: changed, again, or under another's number.
     pub forged: AtomicU64,
     /// Untrue records, lists and addresses that it told.
     pub told: AtomicU64,

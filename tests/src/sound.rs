@@ -75,14 +75,17 @@ pub fn amplitude(samples: &[f32], hz: f64) -> f64 {
     2.0 * re.hypot(im) / f64::max(weight, 1.0)
 }
 
+/// Root mean square of a stretch of sound: a full-scale sine is 0.71.
+pub fn loudness(samples: &[f32]) -> f64 {
+    (samples.iter().map(|x| f64::from(x * x)).sum::<f64>() / samples.len().max(1) as f64).sqrt()
+}
+
 /// Longest silence in a stretch of a voice that hums all the time: of 20 ms windows, those with less than a quarter of the
-/// loudness of the whole.
+/// loudness of the whole. Where nobody hums at all the test fails.
 pub fn longest_gap(samples: &[f32]) -> std::time::Duration {
     const WINDOW: usize = TRACK_RATE_HZ as usize / 50;
-    let loudness = |samples: &[f32]| {
-        (samples.iter().map(|x| f64::from(x * x)).sum::<f64>() / samples.len().max(1) as f64).sqrt()
-    };
     let whole = loudness(samples);
+    assert!(whole > 1e-3, "nothing was heard in {} samples", samples.len());
     let (mut longest, mut silent) = (0u32, 0u32);
     for window in samples.chunks_exact(WINDOW) {
         silent = if loudness(window) < whole / 4.0 { silent + 1 } else { 0 };

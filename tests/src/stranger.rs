@@ -15,6 +15,8 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
+use crate::process::SOON;
+
 /// Datagrams a second that one of them sends: far above a call's, far below what would merely starve the machine.
 pub const DATAGRAMS_PER_S: u32 = 4000;
 const BATCH: usize = 20;
@@ -45,7 +47,8 @@ impl Stranger {
     pub async fn dial(&mut self, addr: &str) -> quinn::Connection {
         let addr: Multiaddr = addr.parse().unwrap();
         let opts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
-        let (_, muxer) = self.transport.dial(addr, opts).unwrap().await.expect("a connection");
+        let dialling = timeout(SOON, self.transport.dial(addr, opts).unwrap());
+        let (_, muxer) = dialling.await.expect("an answer in time").expect("a connection");
         // Dropping it would close the connection.
         self.muxers.push(muxer);
         self.authenticated.recv().await.expect("the connection itself").connection
@@ -67,7 +70,7 @@ impl Stranger {
     pub async fn join(&self, connection: quinn::Connection, invite: &Invite, to: PeerId) -> Member {
         let mut member = Member { session: self.session(invite, to), connection, sent: Vec::new() };
         member.session.connect(Instant::now());
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + SOON;
         while !member.session.is_established() {
             assert!(Instant::now() < until, "no session");
             member.listen(Duration::from_millis(100)).await;
@@ -134,6 +137,15 @@ pub async fn pelt(connection: &quinn::Connection, datagrams: impl IntoIterator<I
         count += 1;
     }
     count
+}
+
+/// What tells a QUIC handshake from others, where this is one of its first packets: the connection id that they are sent to
+/// (RFC 9000 section 17.2.2). Every handshake has its own, repetitions the same.
+pub fn first_packet(packet: &[u8]) -> Option<Vec<u8>> {
+    let (first, rest) = packet.split_first()?;
+    let (_version, rest) = rest.split_first_chunk::<4>()?;
+    let (length, rest) = rest.split_first()?;
+    (first & 0b1111_0000 == 0b1100_0000).then(|| rest.get(..usize::from(*length)).map(<[u8]>::to_vec))?
 }
 
 /// Random bytes behind every kind of first byte, of every length that may be of interest.

@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use hallway::bench::link::LinkConfig;
 use hallway::bench::profile::Profile;
 use hallway::bench::proxy::{Proxy, ProxyConfig};
 use hallway_tests::Hall;
-use hallway_tests::hall::{NodeArgs, control};
+use hallway_tests::hall::{NodeArgs, control, quic, socket_of};
 use hallway_tests::process::{Process, SOON};
 use serde_json::json;
 
@@ -69,23 +68,15 @@ fn lines_come_once_and_in_order_over_a_third_of_loss_a_connection_that_breaks_an
     }
 }
 
-/// The address that a node listens on, for a link in between.
-fn socket(node: &Process) -> SocketAddr {
-    let listen = node.listen().into_iter().find(|addr| addr.contains("quic-v1")).unwrap();
-    let parts: Vec<_> = listen.split('/').collect();
-    SocketAddr::new(parts[2].parse().unwrap(), parts[4].parse().unwrap())
-}
-
 /// Two nodes who can only meet over this link.
 fn pair_over(hall: &Hall, link: LinkConfig, more: &[&str]) -> (Proxy, [Process; 2]) {
     let proxy = Proxy::start(ProxyConfig::new(Profile::symmetric("link", link, 11))).unwrap();
-    let quic = |addr: SocketAddr| format!("/ip4/{}/udp/{}/quic-v1", addr.ip(), addr.port());
     let stand_ins = [proxy.addr_of_a().unwrap(), proxy.addr_of_b().unwrap()].map(quic);
     let nodes = [("ana", &stand_ins[0]), ("ben", &stand_ins[1])].map(|(name, announce)| {
         hall.node("kitchen", name, NodeArgs::default().with(&["--announce", announce]).with(more))
     });
-    proxy.set_a(socket(&nodes[0]));
-    proxy.set_b(socket(&nodes[1]));
+    proxy.set_a(socket_of(&nodes[0]));
+    proxy.set_b(socket_of(&nodes[1]));
     let ids = [nodes[0].peer_id(), nodes[1].peer_id()];
     nodes[0].wait_peer(&ids[1], "connected");
     nodes[1].wait_peer(&ids[0], "connected");

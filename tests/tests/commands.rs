@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hallway_tests::hall::{NodeArgs, QUIC4, file, node};
+use hallway_tests::hall::{NodeArgs, QUIC4, file, node, quic};
 use hallway_tests::process::{Printed, run};
 use hallway_tests::skipped;
 use hallway_tests::sound::{Recording, amplitude};
@@ -184,7 +184,7 @@ fn expect(printed: &Printed, code: i32, wanted: &[&str], args: &[&str]) {
 fn a_port_that_is_taken_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let addr = format!("/ip4/127.0.0.1/udp/{}/quic-v1", taken.local_addr().unwrap().port());
+    let addr = quic(taken.local_addr().unwrap());
     let args: &[&str] = &["--listen", &addr];
     expect(&join(dir.path(), args), 1, &[&addr, "in use", "--listen"], args);
     let home = dir.path().join("server").display().to_string();

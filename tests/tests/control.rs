@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hallway_tests::hall::{NodeArgs, control, file};
 use hallway_tests::process::{Printed, Process, SOON, run};
-use hallway_tests::sound::{Recording, amplitude, write_speech};
+use hallway_tests::sound::{Recording, amplitude, loudness, write_speech};
 use hallway_tests::{Hall, skipped};
 use serde_json::{Value, json};
 
@@ -53,7 +53,9 @@ fn what_the_screen_can_do_a_script_can_do_and_others_hear_and_see_it() {
     ben.wait_hearing(&ana_id);
     call.ask(json!({ "command": "mute", "on": true })).unwrap();
     assert_eq!(next("controls")["muted"], true);
-    let quiet = |event: &Value| event["event"] == "stats" && event["level_dbov"].as_f64() < Some(-90.0);
+    let quiet = |event: &Value| {
+        event["event"] == "stats" && event["level_dbov"].as_f64().is_some_and(|level| level < -90.0)
+    };
     ben.wait_after(ben.mark(), "silence", SOON, quiet);
     call.ask(json!({ "command": "mute", "on": false })).unwrap();
     let loud = |event: &Value| event["event"] == "stats" && event["level_dbov"].as_f64() > Some(-60.0);
@@ -253,12 +255,8 @@ fn the_announcer_speaks_a_recording_when_it_is_told_to() {
     bot.leave();
     ana.leave();
     let recording = Recording::of(&ana, &heard);
-    let loudness = |from: u64, to: u64| {
-        let sound = recording.between(from, to);
-        (sound.iter().map(|x| x * x).sum::<f32>() / sound.len() as f32).sqrt()
-    };
-    let speech = loudness(spoken - 1_800_000_000, spoken - 200_000_000);
-    let before = loudness(spoken - 3_500_000_000, spoken - 2_500_000_000);
+    let speech = loudness(recording.between(spoken - 1_800_000_000, spoken - 200_000_000));
+    let before = loudness(recording.between(spoken - 3_500_000_000, spoken - 2_500_000_000));
     assert!(speech > 0.01 && before < speech / 10.0, "{speech} while it spoke, {before} before");
 }
 

@@ -6,18 +6,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hallway::audio::{Audio, AudioConfig, InputSpec, OutputSpec};
-use hallway::controls::{Controls, Speak};
+use hallway::controls::Speak;
 use hallway::events::{Event, Notice, Stamped};
 use hallway::invite::Invite;
 use hallway::meters::Meters;
 use hallway::node::{Answer, Command, Config, Node, Order, PathChoice, Snapshot};
 use hallway::volumes::Volumes;
+use hallway_tests::hall::config;
+use hallway_tests::process::SOON;
+use hallway_tests::sound;
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-
-const SOON: Duration = Duration::from_secs(30);
 
 /// A node in this process, and the person at it.
 struct Talker {
@@ -44,29 +45,14 @@ impl Talker {
         let sound = AudioConfig { input: input_spec, output: output_spec, ..AudioConfig::default() };
         let audio = Audio::open(sound).unwrap();
         let config = Config {
-            keypair,
-            name: name.into(),
-            invite: invite.clone(),
-            rendezvous: Vec::new(),
-            listen: vec!["/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()],
-            announce: Vec::new(),
             path: PathChoice::Direct,
             tcp: false,
-            map_port: false,
-            lan: false,
-            channels: 1,
-            max_kbps: None,
-            started: Instant::now(),
-            leave_after: None,
-            require_peer: None,
             peers,
             wait_anyway: false,
             input: input.into(),
             output: output.into(),
-            controls: Controls::default(),
             volumes: Volumes::load(dir),
-            trust: hallway::trust::Trust::default(),
-            history: None,
+            ..config(keypair, name, invite)
         };
         let (events, happened) = mpsc::channel(hallway::events::MAX_WAITING_EVENTS);
         let (orders, asked) = mpsc::channel(hallway::node::MAX_WAITING_ORDERS);
@@ -121,10 +107,11 @@ fn loudness(path: &Path, seconds: f64) -> f64 {
     let bytes = std::fs::read(path).unwrap();
     let wanted = (seconds * 48_000.0) as usize * 2;
     let tail = &bytes[44.max(bytes.len() - wanted.min(bytes.len()))..];
-    let samples =
-        tail.chunks_exact(2).map(|pair| f64::from(i16::from_le_bytes([pair[0], pair[1]])) / 32768.0);
-    let (sum, count) = samples.fold((0.0, 0.0), |(sum, count), s| (sum + s * s, count + 1.0));
-    10.0 * (sum / f64::max(count, 1.0)).max(1e-13).log10()
+    let samples: Vec<f32> = tail
+        .chunks_exact(2)
+        .map(|pair| f32::from(i16::from_le_bytes([pair[0], pair[1]])) / 32768.0)
+        .collect();
+    20.0 * sound::loudness(&samples).max(1e-7).log10()
 }
 
 async fn settles(path: &Path, what: &str, at: impl Fn(f64) -> bool) -> f64 {
@@ -173,7 +160,8 @@ async fn controls() {
     }
     took.sort();
     println!("mute to the gate before the encoder: median {:?}, longest {:?}", took[10], took[19]);
-    assert!(took[10] < Duration::from_millis(10), "{took:?}");
+    // A frame of the encoder is 5 ms; what waits for a beat of a tenth of a second would show even on a busy machine.
+    assert!(took[10] < Duration::from_millis(40), "{took:?}");
 
     // Push to talk, and by voice.
     ana.ask(Command::Speak { when: Speak::PushToTalk }).await.unwrap();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hallway::invite::Invite;
 use hallway::room::control::{CONTROL_VERSION, Control, Hello};
+use hallway_tests::hall::quic;
 use hallway_tests::process::{SOON, run};
 use hallway_tests::stranger::{Member, Stranger};
 use hallway_tests::tmux::Tmux;
@@ -91,8 +92,7 @@ impl Place {
         let id = run(hall.dir.path(), ["id", "--json", "--data-dir", &home], &[]).out;
         let id: serde_json::Value = serde_json::from_str(&id).unwrap();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = socket.local_addr().unwrap().port();
-        let listen = format!("/ip4/127.0.0.1/udp/{port}/quic-v1");
+        let listen = quic(socket.local_addr().unwrap());
         Place { id: id["peer_id"].as_str().unwrap().to_owned(), home, listen }
     }
 
@@ -196,7 +196,10 @@ async fn ten_hostile_texts_come_out_clean_on_every_face_and_imitate_nobody() {
     }
     assert!(asked.contains("the room is closed"), "{asked}");
     says(&mut members, &hello("eve")).await;
-    ana.wait_for("eve");
+    // A line says that what came before it has come.
+    says(&mut members, &Control::Chat { id: 3, text: "goodbye".into(), place: place(100) }).await;
+    ana.keys(&["Escape"]);
+    ana.wait_for("eve:  goodbye");
 
     let (screen, raw) = (ana.screen(), painted_text(&ana.raw()));
     assert_harmless("the screen", &screen);

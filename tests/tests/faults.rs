@@ -98,7 +98,7 @@ fn a_server_that_is_not_there_is_waited_for_and_said_so() {
     let dir = tempfile::tempdir().unwrap();
     // A port where nobody answers, and one that refuses at once.
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let silent_at = format!("/ip4/127.0.0.1/udp/{}/quic-v1", silent.local_addr().unwrap().port());
+    let silent_at = hall::quic(silent.local_addr().unwrap());
     let refusing_port = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
@@ -171,8 +171,8 @@ fn whoever_is_asked_to_go_says_goodbye_and_finishes_the_recording() {
         let left = ana.wait_peer_after(0, &id, "left", Duration::from_secs(10));
         let told = asked.elapsed();
         println!("{signal:?}: gone after {took:?}, known to be after {told:?}");
-        assert!(took < Duration::from_secs(2), "{signal:?} took {took:?}");
-        assert!(told < Duration::from_secs(3), "{signal:?} was told after {told:?}");
+        assert!(took < Duration::from_secs(2) + BUSY / 5, "{signal:?} took {took:?}");
+        assert!(told < Duration::from_secs(3) + BUSY / 5, "{signal:?} was told after {told:?}");
         assert_eq!(left["reason"], "said goodbye");
         assert_eq!(other.events().last().unwrap()["event"], "summary");
         let recording = Recording::of(other, &heard(&other.name));

@@ -18,7 +18,9 @@ use bytes::Bytes;
 use hallway::forward::wire::{self, ForwardEvent, ForwardRequest};
 use hallway::invite::Invite;
 use hallway::rendezvous::{record, wire as rendezvous};
-use hallway::room::control::{CONTROL_VERSION, Control, Hello, Listed};
+use hallway::room::chat::Place;
+use hallway::room::compare::{NONCE, Say};
+use hallway::room::control::{CONTROL_VERSION, Control, Hello, Listed, RoomRefusal};
 use hallway::session::keys::{Opener, OwnKey, Sealer};
 use hallway::session::{Local, Session, sframe};
 use hallway::telemetry::Telemetry;
@@ -354,18 +356,40 @@ fn messages_between_members() {
         Control::KeyAck { kid: 77 },
         Control::Members(vec![Listed { peer, addresses }]),
         Control::Leave,
+        Control::Refused(RoomRefusal::Used),
+        Control::Chat { id: 9, text: "hello \u{1f375}".into(), place: Place { run: 7, number: 2, first: 1 } },
         Control::ChatAck { run: 1, number: 2 },
+        Control::Compare(Say::Commit([3; 32])),
+        Control::Compare(Say::Reveal([4; NONCE])),
         Control::Key(OwnKey::random().export()),
     ]
     .map(|message| message.encode());
     check!().with_type::<Input>().for_each(|input| {
         if let Ok(Some(message)) = Control::decode(&input.bytes(&valid)) {
             let again = Control::decode(&message.encode());
-            assert!(matches!(again, Ok(Some(_))), "what was read can be said: {message:?}");
+            assert_eq!(again, Ok(Some(message)), "what was read can be said");
         }
     });
-    let valid = [Telemetry::Ping { sent_us: 42 }.encode(), Telemetry::PathPong(7).encode()];
-    check!().with_type::<Input>().for_each(|input| _ = Telemetry::decode(&input.bytes(&valid)));
+}
+
+#[test]
+fn what_members_tell_of_time_and_loss() {
+    let valid = [
+        Telemetry::Ping { sent_us: 42 },
+        Telemetry::Pong { sent_us: 42, arrived_us: u64::MAX, answered_us: 1 << 40 },
+        Telemetry::Report(Report { received: 50, lost: 3, ..Report::default() }),
+        Telemetry::SendDelay(300),
+        Telemetry::PathPing(7),
+        Telemetry::PathPong(7),
+    ]
+    .map(|message| message.encode());
+    check!().with_type::<Input>().for_each(|input| {
+        if let Some(message) = Telemetry::decode(&input.bytes(&valid)) {
+            // Bytes, for numbers that are none equal not even themselves.
+            let said = message.encode();
+            assert_eq!(Telemetry::decode(&said).map(|again| again.encode()), Some(said), "{message:?}");
+        }
+    });
 }
 
 #[test]
@@ -430,6 +454,54 @@ fn streams_of_the_rendezvous_and_signed_records() {
             {}
         });
         let _ = rendezvous::Request::decode(bytes.as_slice());
+    });
+}
+
+#[test]
+fn streams_of_those_who_watch_a_room() {
+    use prost::Message as _;
+    let keypair = Keypair::ed25519_from_bytes([6; 32]).unwrap();
+    let at: Multiaddr = "/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap();
+    let signed = record::sign(&keypair, std::slice::from_ref(&at), record::Form::Legacy).unwrap();
+    let presence = rendezvous::Presence { signed_peer_record: signed.clone(), ttl: 120 };
+    let watch = rendezvous::Watch {
+        namespace: "n".repeat(64),
+        door: vec![7; rendezvous::DOOR_LEN],
+        presence: Some(presence.clone()),
+    };
+    let outcome = rendezvous::Response::registered(Ok(60)).register_response;
+    let snapshot = rendezvous::Snapshot { records: vec![signed.clone(), signed.clone()], more: true };
+    let valid = vec![
+        rendezvous::WatchRequest { watch: Some(watch), ..Default::default() }.encode_to_vec(),
+        rendezvous::WatchRequest { refresh: Some(presence), ..Default::default() }.encode_to_vec(),
+        rendezvous::WatchRequest { leave: Some(rendezvous::Empty {}), ..Default::default() }.encode_to_vec(),
+        rendezvous::WatchEvent { registered: outcome, observed: Some(at.to_vec()), ..Default::default() }
+            .encode_to_vec(),
+        rendezvous::WatchEvent { snapshot: Some(snapshot), other_keys: Some(3), ..Default::default() }
+            .encode_to_vec(),
+        rendezvous::WatchEvent {
+            arrived: Some(signed),
+            gone: Some(keypair.public().to_peer_id().to_bytes()),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+    ];
+    check!().with_type::<Input>().for_each(|input| {
+        let bytes = input.bytes(&valid);
+        if let Ok(request) = rendezvous::WatchRequest::decode(bytes.as_slice()) {
+            let again = rendezvous::WatchRequest::decode(request.encode_to_vec().as_slice());
+            assert_eq!(again, Ok(request), "what was read can be said");
+        }
+        if let Ok(event) = rendezvous::WatchEvent::decode(bytes.as_slice()) {
+            for record in event.snapshot.iter().flat_map(|snapshot| &snapshot.records).chain(&event.arrived) {
+                let verified = record::verify(record).map(|verified| verified.peer);
+                assert!(
+                    verified.is_err() || verified.is_ok_and(|peer| peer == keypair.public().to_peer_id())
+                );
+            }
+            let again = rendezvous::WatchEvent::decode(event.encode_to_vec().as_slice());
+            assert_eq!(again, Ok(event), "what was read can be said");
+        }
     });
 }
 

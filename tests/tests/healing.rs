@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use hallway::bench::link::LinkConfig;
@@ -11,29 +10,14 @@ use hallway::bench::profile::Profile;
 use hallway::bench::proxy::{Proxy, ProxyConfig};
 use hallway::clock;
 use hallway_tests::Hall;
-use hallway_tests::hall::NodeArgs;
+use hallway_tests::hall::{NodeArgs, quic, socket_of};
 use hallway_tests::process::Process;
-use hallway_tests::sound::Recording;
+use hallway_tests::sound::{Recording, loudness};
 
 /// What a busy machine may add.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY: Duration = Duration::from_millis(1500);
 /// A window in which loudness is measured.
 const WINDOW_NS: u64 = 100_000_000;
-
-fn quic(addr: SocketAddr) -> String {
-    format!("/ip4/{}/udp/{}/quic-v1", addr.ip(), addr.port())
-}
-
-fn socket_of(node: &Process) -> SocketAddr {
-    let listen = node.listen().into_iter().find(|addr| addr.contains("quic-v1")).unwrap();
-    let mut parts = listen.split('/').skip(2).step_by(2);
-    let (ip, port) = (parts.next().unwrap(), parts.next().unwrap());
-    SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap())
-}
-
-fn loudness(samples: &[f32]) -> f32 {
-    (samples.iter().map(|x| x * x).sum::<f32>() / samples.len().max(1) as f32).sqrt()
-}
 
 /// Real time is what is tested here: nothing happens that could be waited for.
 fn pass_time_until(moment_ns: u64) {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use hallway::invite::Invite;
 use hallway::room::control::{CONTROL_VERSION, Control, Hello, Listed};
 use hallway_tests::Hall;
-use hallway_tests::hall::{NodeArgs, file};
+use hallway_tests::hall::{NodeArgs, file, quic};
 use hallway_tests::process::{Process, SOON, run};
 use hallway_tests::sound;
-use hallway_tests::stranger::{Stranger, garbage, pelt, variations};
+use hallway_tests::stranger::{Stranger, first_packet, garbage, pelt, variations};
 use libp2p::{Multiaddr, PeerId};
 use tokio::time::timeout;
 
@@ -171,7 +171,7 @@ async fn a_member_who_means_no_good_hurts_nobody_but_himself() {
     let call = tokio::task::spawn_blocking(Call::start).await.unwrap();
     // Somewhere that a liar would like the others to call.
     let third_party = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let third_port = third_party.local_addr().unwrap().port();
+    let there: Multiaddr = quic(third_party.local_addr().unwrap()).parse().unwrap();
     let mut eve = Stranger::new();
     let mut members = Vec::new();
     for node in [&call.ana, &call.ben] {
@@ -188,7 +188,6 @@ async fn a_member_who_means_no_good_hurts_nobody_but_himself() {
         member.say(hello(HOSTILE_NAME));
         let place = hallway::room::chat::Place { run: 1, number: 1, first: 1 };
         member.say(Control::Chat { id: 7, text: HOSTILE_NAME.repeat(20), place }.encode());
-        let there: Multiaddr = format!("/ip4/127.0.0.1/udp/{third_port}/quic-v1").parse().unwrap();
         let listed = (0..16).map(|_| Listed { peer: PeerId::random(), addresses: vec![there.clone()] });
         member.say(Control::Members(listed.collect()).encode());
         member.listen(Duration::from_millis(300)).await;
@@ -226,9 +225,8 @@ async fn a_member_who_means_no_good_hurts_nobody_but_himself() {
     let mut calls: HashMap<SocketAddr, HashSet<Vec<u8>>> = HashMap::new();
     let mut packet = [0; 2048];
     while let Ok((length, from)) = third_party.try_recv_from(&mut packet) {
-        // RFC 9000 section 17.2: every handshake has its own destination id, repetitions the same.
-        let id_end = 6 + usize::from(packet[5]);
-        calls.entry(from).or_default().insert(packet[6..id_end.min(length)].to_vec());
+        let call = first_packet(&packet[..length]).expect("nothing but handshakes comes here");
+        calls.entry(from).or_default().insert(call);
     }
     println!("calls to the third party: {:?}", calls.values().map(HashSet::len).collect::<Vec<_>>());
     assert!(!calls.is_empty(), "the lie was believed");

@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use hallway_tests::netlab::kind::Rung;
 use hallway_tests::netlab::{Kind, Lab, Outcome, cell, unavailable};
+use hallway_tests::process::SOON;
 use hallway_tests::skipped;
 
 /// One way from a host to the server.
 const DELAY: Duration = Duration::from_millis(15);
+
+/// What a busy machine may add to any of the times below.
+const BUSY: Duration = Duration::from_millis(1500);
 
 /// A call between the two, `None` where this machine has no laboratory.
 fn call(a: Kind, b: Kind) -> Option<Outcome> {
@@ -27,38 +31,35 @@ fn call(a: Kind, b: Kind) -> Option<Outcome> {
 fn two_behind_nats_that_rewrite_ports_punch_a_hole() {
     let Some(outcome) = call(Kind::Rewriting, Kind::Double) else { return };
     assert_eq!(outcome.rung(), Some(Rung::Punched));
-    assert!(outcome.first_audio.unwrap() < Duration::from_millis(2500), "{outcome:?}");
+    assert!(outcome.first_audio.unwrap() < Duration::from_millis(1500) + BUSY, "{outcome:?}");
 }
 
 #[test]
 fn a_host_without_nat_is_called_by_one_behind_a_random_nat() {
     let Some(outcome) = call(Kind::Open, Kind::Symmetric) else { return };
     assert_eq!(outcome.rung(), Some(Rung::Direct));
-    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2), "{outcome:?}");
+    assert!(outcome.first_audio.unwrap() < Duration::from_secs(1) + BUSY, "{outcome:?}");
 }
 
 #[test]
 fn two_whose_nats_allow_no_direct_path_hear_each_other_by_the_server() {
     let Some(outcome) = call(Kind::Symmetric, Kind::Symmetric) else { return };
     assert_eq!(outcome.rung(), Some(Rung::Relayed));
-    assert!(
-        outcome.first_audio.unwrap() < Duration::from_millis(800) + Duration::from_millis(700),
-        "{outcome:?}"
-    );
+    assert!(outcome.first_audio.unwrap() < Duration::from_millis(800) + BUSY, "{outcome:?}");
 }
 
 #[test]
 fn one_whose_network_drops_udp_is_heard_over_tcp_within_two_seconds() {
     let Some(outcome) = call(Kind::NoUdp, Kind::Symmetric) else { return };
     assert_eq!(outcome.rungs.iter().flatten().max(), Some(&Rung::Tcp), "{outcome:?}");
-    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + Duration::from_secs(1), "{outcome:?}");
+    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + BUSY, "{outcome:?}");
 }
 
 #[test]
 fn two_who_may_use_nothing_but_tcp_443_hear_each_other_within_two_seconds() {
     let Some(outcome) = call(Kind::Only443, Kind::Only443) else { return };
     assert_eq!(outcome.rung(), Some(Rung::Tcp));
-    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + Duration::from_secs(1), "{outcome:?}");
+    assert!(outcome.first_audio.unwrap() < Duration::from_secs(2) + BUSY, "{outcome:?}");
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn given_and_given_back(lab: &Lab) {
     let mut ana = cell::node(lab, "a", &at, &[]);
     let is_mapped = || lab.rules_of("a-router").unwrap().contains("dnat ip to 192.168.1.130");
     let mapped_is = |wanted: bool| {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + SOON;
         while is_mapped() != wanted {
             assert!(Instant::now() < until, "{}\n{}", lab.rules_of("a-router").unwrap(), ana.story());
             std::thread::sleep(Duration::from_millis(50));
@@ -87,7 +88,7 @@ fn given_and_given_back(lab: &Lab) {
     mapped_is(true);
     ana.signal(rustix::process::Signal::TERM);
     mapped_is(false);
-    assert_eq!(ana.wait_exit(Duration::from_secs(5)), Some(0));
+    assert_eq!(ana.wait_exit(SOON), Some(0));
     server.leave();
 }
 
@@ -122,26 +123,30 @@ fn who_hides_behind_a_server_shows_its_address_to_no_member_in_packets_or_record
     }
     let lab = Lab::new([Kind::Open, Kind::Open], DELAY).unwrap();
     let (mut server, at) = cell::serve(&lab);
-    lab.link(1).capture();
-    let trace = lab.scratch().join("b.log").display().to_string();
-    let mut ana = cell::node(&lab, "a", &at, &["--path", "relay"]);
-    let mut ben = cell::node(&lab, "b", &at, &["--log-level", "trace", "--log-file", &trace]);
-    ben.wait_hearing(&ana.peer_id());
-    ana.wait_hearing(&ben.peer_id());
-    std::thread::sleep(Duration::from_secs(8));
-    ana.leave();
-    ben.leave();
-    server.leave();
     let hidden = [11, 10, 1, 130];
-    let packets = lab.link(1).captured().concat();
-    let shows = |packet: &&Vec<u8>| packet.windows(4).any(|bytes| bytes == hidden);
-    println!("{} packets at the other member's link", packets.len());
-    assert!(packets.len() > 500, "{}", packets.len());
-    assert_eq!(packets.iter().filter(shows).count(), 0, "its address in a packet");
     let text = hidden.map(|byte: u8| byte.to_string()).join(".");
-    let told = [ben.stdout(), std::fs::read(&trace).unwrap()].concat();
-    let told = String::from_utf8_lossy(&told);
-    assert!(told.contains(&ana.peer_id()) && !told.contains(&text), "its address in what the other was told");
+    // Who hides nothing shows what is looked for: were it looked for in the wrong way, nothing would be found here either.
+    for (path, shown) in [("relay", false), ("auto", true)] {
+        lab.link(1).capture();
+        let trace = lab.scratch().join(format!("{path}.log")).display().to_string();
+        let mut ana = cell::node(&lab, "a", &at, &["--path", path]);
+        let mut ben = cell::node(&lab, "b", &at, &["--log-level", "trace", "--log-file", &trace]);
+        ben.wait_hearing(&ana.peer_id());
+        ana.wait_hearing(&ben.peer_id());
+        std::thread::sleep(Duration::from_secs(if shown { 2 } else { 8 }));
+        ana.leave();
+        ben.leave();
+        let packets = lab.link(1).captured().concat();
+        let showing = packets.iter().filter(|packet| packet.windows(4).any(|bytes| bytes == hidden)).count();
+        println!("--path {path}: {showing} of {} packets at the other member's link", packets.len());
+        assert!(packets.len() > 300, "{}", packets.len());
+        assert_eq!(showing > 0, shown, "its address in {showing} packets of --path {path}");
+        let told = [ben.stdout(), std::fs::read(&trace).unwrap()].concat();
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.contains(&ana.peer_id()));
+        assert_eq!(told.contains(&text), shown, "its address in what the other was told, --path {path}");
+    }
+    server.leave();
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn an_invite_for_one_guest_lets_in_the_first_and_the_same_one_again_and_nobody_e
 fn after_its_time_an_invite_is_good_for_those_who_are_in_and_for_nobody_new() {
     let hall = Hall::open();
     let dir = hall.dir.path();
-    let printed = run(dir, ["invite", "tea", "--at", &hall.at, "--expires", "8s"], &[]);
+    let printed = run(dir, ["invite", "tea", "--at", &hall.at, "--expires", "20s"], &[]);
     let invite = printed.out.trim().to_owned();
     let expires: u64 = invite.split("expires=").nth(1).unwrap().split('&').next().unwrap().parse().unwrap();
     let mut ana = node(dir, &invite, "ana", NodeArgs::default());

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
 use hallway::bench::link::LinkConfig;
@@ -11,7 +11,7 @@ use hallway::bench::profile::Profile;
 use hallway::bench::proxy::{Proxy, ProxyConfig};
 use hallway::clock;
 use hallway_tests::Hall;
-use hallway_tests::hall::{self, NodeArgs, QUIC4, TCP4};
+use hallway_tests::hall::{self, NodeArgs, QUIC4, TCP4, quic, socket_of};
 use hallway_tests::process::{Process, SOON};
 use hallway_tests::sound::{Recording, longest_gap};
 use rustix::process::Signal;
@@ -82,6 +82,11 @@ impl Pair {
     }
 }
 
+/// Whether a server says that it passes on what this member sends.
+fn begins_for(event: &Value, id: &str) -> bool {
+    event["event"] == "relayed" && event["peer_id"] == id && event["began"] == true
+}
+
 fn states(told: &[Value]) -> Vec<&str> {
     told.iter().filter_map(|event| event["state"].as_str()).collect()
 }
@@ -104,13 +109,11 @@ fn who_hides_behind_the_server_is_heard_and_never_dialled() {
         assert!(told.iter().all(|event| event["path"] != "direct"), "{told:?}");
     }
     let id = pair.ids[0].clone();
-    hall.server.wait("a relayed event", SOON, |event| {
-        event["event"] == "relayed" && event["peer_id"] == id.as_str() && event["began"] == true
-    });
+    hall.server.wait("a relayed event", SOON, |event| begins_for(event, &id));
     let now = clock::now_ns();
     pass_time(Duration::from_secs(3));
     let gaps = pair.gaps(now, now + 3 * SECOND_NS);
-    assert!(gaps.iter().all(|gap| *gap < Duration::from_millis(200)), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap < Duration::from_millis(200) + BUSY / 5), "{gaps:?}");
     let ended = hall.server.wait("its end", SOON, |event| {
         event["event"] == "relayed" && event["peer_id"] == id.as_str() && event["began"] == false
     });
@@ -185,8 +188,13 @@ fn through_two_servers(end: Signal) -> [Duration; 2] {
     let more: &[&str] = &["--path", "relay", "--at", &also];
     let pair = Pair::start(&hall, [more, more]);
     pair.hear();
-    // Both servers are known to both, and the ways through both have answered.
-    pass_time(Duration::from_secs(4));
+    // The ways of both through both servers work, and have been compared for a while.
+    for (server, id) in
+        [&hall.server, &second].into_iter().flat_map(|of| pair.ids.each_ref().map(|id| (of, id)))
+    {
+        server.wait("a way through it", SOON, |event| begins_for(event, id));
+    }
+    pass_time(Duration::from_secs(3));
     let used = pair.nodes[0].named("stats").pop().expect("figures");
     let used = used["remote"].as_str().unwrap().trim_end_matches("/p2p-circuit").to_owned();
     let mut victim = if hall.at.starts_with(&used) { hall.server } else { second };
@@ -206,38 +214,34 @@ fn through_two_servers(end: Signal) -> [Duration; 2] {
 #[test]
 fn when_the_server_of_a_call_is_killed_another_takes_over_within_three_seconds() {
     for gap in through_two_servers(Signal::KILL) {
-        assert!(gap < Duration::from_secs(3), "{gap:?}");
+        assert!(gap < Duration::from_secs(3) + BUSY / 3, "{gap:?}");
     }
 }
 
 #[test]
 fn a_server_that_shuts_down_is_left_before_it_ends_and_hardly_anything_is_missed() {
     for gap in through_two_servers(Signal::TERM) {
-        assert!(gap <= Duration::from_millis(200), "{gap:?}");
+        assert!(gap <= Duration::from_millis(200) + BUSY / 5, "{gap:?}");
     }
 }
 
-fn quic(addr: SocketAddr) -> String {
-    format!("/ip4/{}/udp/{}/quic-v1", addr.ip(), addr.port())
-}
-
-fn socket_of(node: &Process) -> SocketAddr {
-    let listen = node.listen().into_iter().find(|addr| addr.contains("quic-v1")).unwrap();
-    let mut parts = listen.split('/').skip(2).step_by(2);
-    let (ip, port) = (parts.next().unwrap(), parts.next().unwrap());
-    SocketAddr::new(ip.parse().unwrap(), port.parse().unwrap())
-}
-
-/// Two nodes whose direct paths lead through a link, while the server is reached beside it.
-fn over_a_link(hall: &Hall, more: &[&str]) -> (Pair, Proxy) {
+/// Two nodes whose direct paths lead through a link, which is dead for a while at first; the server is reached beside it.
+fn over_a_link(hall: &Hall, more: &[&str], dead: Duration) -> (Pair, Proxy) {
     let link = Profile::symmetric("10 ms", LinkConfig { delay_ms: 10.0, ..LinkConfig::default() }, 7);
     let proxy = Proxy::start(ProxyConfig::new(link)).unwrap();
+    proxy.black_out(dead);
     let stand_ins = [proxy.addr_of_a().unwrap(), proxy.addr_of_b().unwrap()].map(quic);
     let args = stand_ins.each_ref().map(|at| [&["--announce", at.as_str()], more].concat());
     let pair = Pair::start(hall, [&args[0], &args[1]]);
     proxy.set_a(socket_of(&pair.nodes[0]));
     proxy.set_b(socket_of(&pair.nodes[1]));
     pair.hear();
+    (pair, proxy)
+}
+
+/// The same with a call that has been on the direct path for a while.
+fn on_a_link(hall: &Hall, more: &[&str]) -> (Pair, Proxy) {
+    let (pair, proxy) = over_a_link(hall, more, Duration::ZERO);
     pair.wait_path([0, 0], "direct", SOON);
     pass_time(Duration::from_secs(3));
     (pair, proxy)
@@ -246,7 +250,7 @@ fn over_a_link(hall: &Hall, more: &[&str]) -> (Pair, Proxy) {
 #[test]
 fn a_direct_path_that_dies_is_replaced_by_the_server_at_once_and_taken_again_when_it_is_back() {
     let hall = Hall::open();
-    let (pair, proxy) = over_a_link(&hall, &[]);
+    let (pair, proxy) = on_a_link(&hall, &[]);
     let marks = pair.marks();
     let cut = clock::now_ns();
     proxy.black_out(Duration::from_secs(12));
@@ -262,28 +266,24 @@ fn a_direct_path_that_dies_is_replaced_by_the_server_at_once_and_taken_again_whe
     }
     let end = clock::now_ns();
     for gap in pair.gaps(cut - SECOND_NS, end) {
-        assert!(gap < Duration::from_secs(1), "{gap:?}");
+        assert!(gap < Duration::from_secs(1) + BUSY / 3, "{gap:?}");
     }
 }
 
 #[test]
 fn a_call_that_climbs_from_the_server_to_a_direct_path_loses_no_frame() {
     let hall = Hall::open();
-    let link = Profile::symmetric("10 ms", LinkConfig { delay_ms: 10.0, ..LinkConfig::default() }, 7);
-    let proxy = Proxy::start(ProxyConfig::new(link)).unwrap();
-    // No direct path at first.
-    proxy.black_out(Duration::from_secs(6));
-    let stand_ins = [proxy.addr_of_a().unwrap(), proxy.addr_of_b().unwrap()].map(quic);
-    let args = stand_ins.each_ref().map(|at| ["--announce", at.as_str()]);
-    let pair = Pair::start(&hall, [&args[0], &args[1]]);
-    proxy.set_a(socket_of(&pair.nodes[0]));
-    proxy.set_b(socket_of(&pair.nodes[1]));
-    pair.hear();
+    // No direct path until it is said so.
+    let (pair, proxy) = over_a_link(&hall, &[], Duration::from_secs(3600));
     pair.wait_path([0, 0], "relayed", SOON);
-    pass_time(Duration::from_secs(2));
+    pass_time(Duration::from_secs(3));
     let (marks, heard) = (pair.marks(), clock::now_ns());
-    pair.wait_path([0, 0], "direct", Duration::from_secs(20));
-    pass_time(Duration::from_secs(4));
+    for i in 0..2 {
+        assert!(pair.told(i).iter().all(|event| event["path"] != "direct"), "{:?}", pair.told(i));
+    }
+    proxy.black_out(Duration::ZERO);
+    pair.wait_path(marks, "direct", SOON);
+    pass_time(Duration::from_secs(5));
     for (i, mark) in marks.into_iter().enumerate() {
         let stats = pair.nodes[i].events().into_iter().skip(mark).filter(|event| event["event"] == "stats");
         let lost: Vec<f64> = stats.filter_map(|stats| stats["loss_pct"].as_f64()).collect();
@@ -292,14 +292,14 @@ fn a_call_that_climbs_from_the_server_to_a_direct_path_loses_no_frame() {
     }
     let end = clock::now_ns();
     for gap in pair.gaps(heard, end) {
-        assert!(gap < Duration::from_millis(60), "{gap:?}");
+        assert!(gap < Duration::from_millis(60) + BUSY / 10, "{gap:?}");
     }
 }
 
 /// The NAT of one side forgets its mapping in a call that has no other path.
 fn rebound(a: bool) -> [Duration; 2] {
     let hall = Hall::open();
-    let (pair, mut proxy) = over_a_link(&hall, &["--path", "direct"]);
+    let (pair, mut proxy) = on_a_link(&hall, &["--path", "direct"]);
     let began = clock::now_ns();
     if a { proxy.rebind_a() } else { proxy.rebind_b() }.unwrap();
     pass_time(Duration::from_secs(5));
@@ -362,6 +362,6 @@ fn a_call_that_began_over_tcp_moves_to_udp_when_that_works_again() {
     for (node, file) in [(&ana, &heards[0]), (&ben, &heards[1])] {
         let gap = longest_gap(Recording::of(node, file).between(heard + SECOND_NS, end));
         println!("{} heard nothing for {gap:?}", node.name);
-        assert!(gap < Duration::from_millis(500), "{gap:?}\n{}", ana.story());
+        assert!(gap < Duration::from_millis(500) + BUSY / 5, "{gap:?}\n{}", ana.story());
     }
 }

@@ -78,6 +78,27 @@ fn cpu_of(pid: Pid, thread: &str) -> Duration {
     Duration::from_nanos(sum)
 }
 
+/// A process that is stopped until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn stop(pid: Pid) -> Stopped {
+        kill_process(pid, Signal::STOP).unwrap();
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may be gone.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+fn is_gone(pid: Pid) -> bool {
+    !std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
+}
+
 fn ben(hall: &Hall) -> Process {
     let ben = hall.node("kitchen", "ben", NodeArgs { input: "tone:440".into(), ..NodeArgs::default() });
     ben.wait_named("joined");
@@ -113,7 +134,7 @@ fn a_person_hears_writes_mutes_and_leaves_and_the_terminal_is_as_before() {
     ben.wait("silence from ana", SOON, |event| {
         event["event"] == "stats"
             && event["peer_id"] == ana_id.as_str()
-            && event["level_dbov"].as_f64() < Some(-80.0)
+            && event["level_dbov"].as_f64().is_some_and(|level| level < -80.0)
     });
     // The mouse: our own voice is the third row from below.
     ana.click(10, 22);
@@ -219,21 +240,18 @@ fn a_terminal_that_hangs_or_goes_away_keeps_nobody() {
     let pid = pid_of(&hall.path("home-ben"));
     // Nobody reads what is written to the terminal, and much is: each time it is continued, the program draws everything.
     let server = Pid::from_raw(ben.fact("pid").parse().unwrap()).unwrap();
-    kill_process(server, Signal::STOP).unwrap();
+    let stopped = Stopped::stop(server);
     for _ in 0..40 {
         kill_process(pid, Signal::CONT).unwrap();
         std::thread::sleep(Duration::from_millis(70));
     }
     let asked = Instant::now();
     kill_process(pid, Signal::TERM).unwrap();
-    let gone = || {
-        !std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
-    };
-    while !gone() && asked.elapsed() < SOON {
+    while !is_gone(pid) && asked.elapsed() < SOON {
         std::thread::sleep(Duration::from_millis(5));
     }
     let took = asked.elapsed();
-    kill_process(server, Signal::CONT).unwrap();
+    drop(stopped);
     println!("left {took:?} after it was asked to, in a terminal that hangs");
     assert!(took < Duration::from_secs(10), "{took:?}");
     ben.wait_for("ended 0");
@@ -243,8 +261,7 @@ fn a_terminal_that_hangs_or_goes_away_keeps_nobody() {
     let pid = pid_of(&hall.path("home-cleo"));
     drop(cleo);
     let until = Instant::now() + SOON;
-    while std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
-    {
+    while !is_gone(pid) {
         assert!(Instant::now() < until, "without a terminal it goes on");
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -41,8 +41,8 @@ fn it_tells_who_comes_and_goes_and_leaves_in_order_when_asked() {
 
     let mark = ana.mark();
     hall.server.signal(Signal::TERM);
-    assert_eq!(hall.server.wait_exit(Duration::from_secs(5)), Some(0), "{}", hall.server.story());
-    ana.wait_after(mark, "the loss of the server", Duration::from_secs(5), |event| {
+    assert_eq!(hall.server.wait_exit(SOON), Some(0), "{}", hall.server.story());
+    ana.wait_after(mark, "the loss of the server", SOON, |event| {
         event["event"] == "rendezvous" && event["state"] == "lost"
     });
     assert!(ana.is_running());

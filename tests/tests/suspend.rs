@@ -9,21 +9,17 @@ use hallway::clock;
 use hallway_tests::Hall;
 use hallway_tests::hall::NodeArgs;
 use hallway_tests::process::Process;
-use hallway_tests::sound::Recording;
+use hallway_tests::sound::{Recording, loudness};
 use libp2p::PeerId;
 use rustix::process::Signal;
 
 /// How long it sleeps.
 const ASLEEP: Duration = Duration::from_secs(60);
 /// What a busy machine may add.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY: Duration = Duration::from_millis(1500);
 const SECOND_NS: u64 = 1_000_000_000;
 /// A window in which loudness is measured.
 const WINDOW_NS: u64 = 100_000_000;
-
-fn loudness(samples: &[f32]) -> f32 {
-    (samples.iter().map(|x| x * x).sum::<f32>() / samples.len().max(1) as f32).sqrt()
-}
 
 struct Pair {
     nodes: [Process; 2],

@@ -422,10 +422,13 @@ mod tests {
         PipeSpec { path, format: Format::S16 }
     }
 
-    /// Reads periods until `count` samples that are not silence came, or two seconds have passed.
+    /// Longest time that anything may take that ought to happen at once.
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// Reads periods until `count` samples that are not silence came.
     fn heard(source: &mut PipeSource, count: usize) -> (Vec<f32>, usize) {
         let (mut all, mut ends) = (Vec::new(), 0);
-        let until = Instant::now() + Duration::from_secs(2);
+        let until = Instant::now() + SOON;
         while (all.len() < count || ends == 0) && Instant::now() < until {
             let mut out = [9.0; 120];
             ends += usize::from(source.fill(&mut out, 1).is_some());
@@ -464,26 +467,35 @@ mod tests {
         let write =
             |sink: &mut PipeSink, seconds: usize| (0..seconds * 400).for_each(|_| sink.write(&[0.5; 120]));
         write(&mut sink, 3);
-        assert!(sink.take_lost() > 0 && began.elapsed() < Duration::from_millis(500));
-        // Somebody opens it and does not read.
+        assert!(sink.take_lost() > 0 && began.elapsed() < Duration::from_millis(1_500));
+        // Somebody opens it, which waits for the other end, and does not read.
         let mut reader = OpenOptions::new().read(true).open(&spec.path).unwrap();
-        thread::sleep(LOOK_EVERY * 4);
         let began = Instant::now();
         write(&mut sink, 5);
-        assert!(sink.take_lost() > 0 && began.elapsed() < Duration::from_millis(500));
+        assert!(sink.take_lost() > 0 && began.elapsed() < Duration::from_millis(1_500));
         // It reads after all, whole samples in order.
         let mut bytes = [0u8; 9600];
         reader.read_exact(&mut bytes).unwrap();
         assert!(bytes.chunks_exact(2).all(|b| i16::from_le_bytes([b[0], b[1]]) == 16_384));
+        // It goes, and another one comes.
         drop(reader);
-        thread::sleep(LOOK_EVERY * 2);
         let mut reader = OpenOptions::new().read(true).open(&spec.path).unwrap();
-        thread::sleep(LOOK_EVERY * 4);
-        sink.write(&[-0.5; 120]);
-        let mut last = [0u8; 2];
-        while i16::from_le_bytes(last) != -16_384 {
-            reader.read_exact(&mut last).unwrap();
+        let reading = thread::spawn(move || {
+            let mut last = [0u8; 2];
+            while i16::from_le_bytes(last) != -16_384 {
+                // At its end the writer finds out that the first reader has gone, and opens it again.
+                if reader.read_exact(&mut last).is_err() {
+                    thread::sleep(LOOK_EVERY);
+                }
+            }
+        });
+        let began = Instant::now();
+        while !reading.is_finished() {
+            assert!(began.elapsed() < SOON, "another reader hears nothing");
+            sink.write(&[-0.5; 120]);
+            thread::sleep(DRAIN_EVERY);
         }
+        reading.join().unwrap();
     }
 
     #[test]

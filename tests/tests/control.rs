@@ -124,7 +124,7 @@ fn ctl_finds_the_call_says_what_is_wrong_and_names_people_as_people_do() {
         assert_eq!(shown["people"][0]["volume_db"].to_string(), db);
     }
     let who = ctl(&hall, "ana", &["volume", "dora", "3"]);
-    assert!(who.code == Some(2) && who.last_words.contains("There is: ben"), "{}", who.last_words);
+    assert!(who.code == Some(2) && who.last_words.contains("there is: ben"), "{}", who.last_words);
     let calls: Value = serde_json::from_str(&told(&hall, "ana", &["--json", "calls"])).unwrap();
     assert_eq!((calls.as_array().unwrap().len(), &calls[0]["room"]), (1, &json!("den")));
     assert_eq!(told(&hall, "ana", &["send", r#"{"command":"press","down":true}"#]).trim(), "null");

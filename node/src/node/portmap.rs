@@ -12,6 +12,10 @@ use tokio::sync::watch;
 
 use super::*;
 
+/// A router that was asked less than this ago may have given a port of which we do not know yet …
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// … and has so long to tell when the node leaves: what is not known cannot be given back.
+const LAST_WORD: Duration = Duration::from_millis(100);
 /// Longest wait for the router to take its port back.
 pub(crate) const GIVE_BACK: Duration = Duration::from_millis(300);
 
@@ -21,6 +25,7 @@ pub(super) struct PortMap {
     external: watch::Receiver<Option<SocketAddrV4>>,
     /// Finds out what else the router speaks, and asks for the port again.
     again: tokio::task::JoinHandle<()>,
+    asked: Instant,
 }
 
 impl Drop for PortMap {
@@ -51,7 +56,7 @@ impl PortMap {
                 asking.update_local_port(port);
             }
         });
-        Self { client, external, again }
+        Self { client, external, again, asked: Instant::now() }
     }
 
     /// Waits until the router gave another port, or took it away.
@@ -65,8 +70,11 @@ impl PortMap {
     }
 
     /// Gives the port back, also one that is still being asked for.
-    pub(super) async fn leave(self) {
+    pub(super) async fn leave(mut self) {
         self.again.abort();
+        if self.asked.elapsed() < ANSWERS_WITHIN {
+            let _ = tokio::time::timeout(LAST_WORD, self.external.wait_for(Option::is_some)).await;
+        }
         let given = self.external.borrow().is_some();
         self.client.deactivate();
         if given {

@@ -27,6 +27,8 @@ use libp2p::swarm::SwarmEvent;
 use libp2p::{Multiaddr, PeerId};
 use tokio::runtime::Runtime;
 
+use crate::process::SOON;
+
 /// Of so many datagrams of voice one is passed on: once changed, once under another's number, three times as it is.
 const DROPS: u64 = 20;
 /// Datagrams kept to be sent again later.
@@ -102,7 +104,7 @@ impl Liar {
                 }
             }
         });
-        let address = listens.recv().expect("an address");
+        let address = listens.recv_timeout(SOON).expect("an address");
         Liar { at: format!("{address}/p2p/{id}"), shared, _runtime: runtime }
     }
 

@@ -6,10 +6,11 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use hallway_tests::hall::{NodeArgs, control, file};
-use hallway_tests::process::{Printed, Process, SOON, run};
+use hallway_tests::process::{Printed, Process, SOON, run, soon};
 use hallway_tests::sound::{Recording, amplitude, loudness, write_speech};
 use hallway_tests::{Hall, skipped};
 use serde_json::{Value, json};
@@ -41,11 +42,16 @@ fn what_the_screen_can_do_a_script_can_do_and_others_hear_and_see_it() {
     let (ana_id, ben_id) = (ana.peer_id(), ben.peer_id());
     let mut call = control(hall.dir.path(), "ana");
     assert_eq!((call.room.as_str(), &call.peer_id), ("den", &ana_id));
-    let events = control(hall.dir.path(), "ana");
-    let mut events = events;
+    let mut events = control(hall.dir.path(), "ana");
     events.subscribe(&[]).unwrap();
-    let mut next = |name: &str| loop {
-        let event = events.next_line().unwrap().expect("the call goes on");
+    let (tell, told) = channel();
+    let listening = std::thread::spawn(move || {
+        while let Some(event) = events.next_line().unwrap() {
+            let _ = tell.send(event);
+        }
+    });
+    let next = |name: &str| loop {
+        let event: Value = told.recv_timeout(SOON).expect("the call goes on");
         if event["event"] == name {
             return event;
         }
@@ -95,7 +101,7 @@ fn what_the_screen_can_do_a_script_can_do_and_others_hear_and_see_it() {
     call.ask(json!({ "command": "leave" })).unwrap();
     ben.wait_peer(&ana_id, "left");
     assert_eq!(ana.wait_exit(SOON), Some(0));
-    while events.next_line().unwrap().is_some() {}
+    soon("the end of the events", move || listening.join().unwrap());
     ben.leave();
 }
 
@@ -178,6 +184,7 @@ fn clients_that_do_not_read_talk_nonsense_or_never_end_do_the_call_no_harm() {
         {}
     }
     let mut endless = UnixStream::connect(&path).unwrap();
+    endless.set_write_timeout(Some(SOON)).unwrap();
     let mut noise = vec![b'{'; 1 << 20];
     noise.extend([0xff; 1000]);
     let _ = endless.write_all(&noise);

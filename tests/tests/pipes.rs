@@ -4,13 +4,14 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hallway_tests::Hall;
 use hallway_tests::hall::{NodeArgs, QUIC4};
-use hallway_tests::process::{SOON, run};
+use hallway_tests::process::{SOON, run, soon};
 use hallway_tests::sound::amplitude;
 
 fn fifo(path: &Path) -> String {
@@ -36,16 +37,19 @@ fn what_one_program_writes_another_one_reads_at_the_other_end_of_the_call() {
         pipe.write_all(&tone(700.0, 4)).unwrap();
     });
     // Opening waits for the other end; then three seconds of the call.
-    let mut pipe = std::fs::File::open(&ear).unwrap();
-    let mut bytes = vec![0; 48_000 * 2 * 3];
-    pipe.read_exact(&mut bytes).unwrap();
+    let (pipe, bytes) = soon("sound for another program", move || {
+        let mut pipe = std::fs::File::open(&ear).unwrap();
+        let mut bytes = vec![0; 48_000 * 2 * 3];
+        pipe.read_exact(&mut bytes).unwrap();
+        (pipe, bytes)
+    });
     let heard: Vec<f32> =
         bytes.chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32_768.0).collect();
     let loudest = heard.chunks_exact(24_000).map(|half| amplitude(half, 700.0)).fold(0.0, f64::max);
     assert!(loudest > 0.1, "{loudest}");
     drop(pipe);
-    writer.join().unwrap();
     ana.wait_named("input_finished");
+    writer.join().unwrap();
     ana.leave();
     ben.leave();
 }
@@ -58,8 +62,9 @@ fn a_reader_that_stops_reading_does_not_stop_the_call() {
     let mut ana = hall.node("stuck", "ana", NodeArgs::default());
     let args = NodeArgs { input: "tone:440".into(), output, ..NodeArgs::default() };
     let mut ben = hall.node("stuck", "ben", args);
-    // Open, and never read.
-    let _pipe = OpenOptions::new().read(true).custom_nonblock(&ear);
+    // Open, whether or not it has a writer yet, and never read.
+    let at_once = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let _pipe = OpenOptions::new().read(true).custom_flags(at_once).open(&ear).unwrap();
     ana.wait_hearing(&ben.peer_id());
     std::thread::sleep(Duration::from_secs(5));
     let stats = ana.named("stats").into_iter().rev().take(3);
@@ -67,18 +72,6 @@ fn a_reader_that_stops_reading_does_not_stop_the_call() {
     assert!(concealed.len() == 3 && concealed.iter().all(|pct| *pct < 20.0), "{concealed:?}");
     ana.leave();
     ben.leave();
-}
-
-trait OpenAtOnce {
-    fn custom_nonblock(&mut self, path: &Path) -> std::fs::File;
-}
-
-impl OpenAtOnce for OpenOptions {
-    /// A FIFO opens for reading whether or not it has a writer.
-    fn custom_nonblock(&mut self, path: &Path) -> std::fs::File {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        self.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path).unwrap()
-    }
 }
 
 #[test]
@@ -97,7 +90,7 @@ fn standard_input_and_output_carry_sound_and_words_go_to_standard_error() {
         .unwrap();
     let mut stdin = ana.stdin.take().unwrap();
     let writer = std::thread::spawn(move || stdin.write_all(&tone(300.0, 3)));
-    let ended = ana.wait_with_output().unwrap();
+    let ended = soon("its end", move || ana.wait_with_output().unwrap());
     let _ = writer.join().unwrap();
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     assert!(String::from_utf8_lossy(&ended.stderr).contains("joined std"), "words beside the sound");

@@ -1,5 +1,6 @@
 //! What is heard where nothing came: the decoder's guess, for a while; then a fade into the quiet noise of the room that
-//! was heard before, so that a dead path does not sound like a dead line, nor a guess like a machine.
+//! was heard before, so that a dead path does not sound like a dead line, nor a guess like a machine. Where a speaker pauses
+//! it is that noise from the first sample on.
 
 use crate::time::Samples;
 
@@ -7,8 +8,11 @@ use crate::time::Samples;
 pub const FULL: Samples = Samples::from_ms(80);
 /// And is gone after this.
 pub const GONE: Samples = Samples::from_ms(200);
-/// Loudest comfort noise, as amplitude: -55 dB.
+/// Loudest comfort noise, as amplitude: -55 dB in a gap, and -45 dB where the speaker said that only the room is heard.
 const LOUDEST: f32 = 0.0018;
+const LOUDEST_ROOM: f32 = 0.0056;
+/// Part of the way to the room's noise that each frame of a pause brings.
+const LEARNS: f32 = 0.25;
 /// What follows a gap is faded in over so many samples.
 const RETURN: f32 = 240.0;
 
@@ -38,7 +42,7 @@ impl Concealment {
     /// Whether the guess has faded, so that the decoder need not be asked for more.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.run >= GONE.0
+        self.gain <= 0.0
     }
 
     /// Shapes the next part of the gap: the decoder's guess, or nothing where [`Concealment::is_gone`].
@@ -54,9 +58,21 @@ impl Concealment {
         }
     }
 
-    /// Takes what was really heard: ends the gap, fades the voice in where it had faded out, learns the room's noise.
-    pub fn heard(&mut self, pcm: &mut [f32], channels: usize) {
+    /// The next part of a pause of the speaker.
+    pub fn rest(&mut self, pcm: &mut [f32], channels: usize) {
+        self.gain = 0.0;
+        for sample in pcm.chunks_exact_mut(channels) {
+            self.run = self.run.saturating_add(1);
+            let noise = self.noise();
+            sample.fill(noise);
+        }
+    }
+
+    /// Takes what was really heard: ends the gap, fades the voice in where it had faded out, learns the room's noise: of
+    /// a `quiet` frame the speaker says that nothing else is in it.
+    pub fn heard(&mut self, pcm: &mut [f32], channels: usize, quiet: bool) {
         self.run = 0;
+        let heard = amplitude(pcm);
         if self.gain < 1.0 {
             for sample in pcm.chunks_exact_mut(channels) {
                 self.gain = (self.gain + 1.0 / RETURN).min(1.0);
@@ -66,10 +82,13 @@ impl Concealment {
                 }
             }
         }
-        let power = pcm.iter().map(|s| s * s).sum::<f32>() / pcm.len().max(1) as f32;
-        let amplitude = power.sqrt().min(LOUDEST);
+        if quiet {
+            self.floor += (heard.min(LOUDEST_ROOM) - self.floor) * LEARNS;
+            return;
+        }
         // Follows the quietest moments at once, rises by 3 dB in about a second.
-        self.floor = amplitude.min(self.floor * (1.0 + pcm.len() as f32 / channels as f32 * 7e-6) + 1e-9);
+        self.floor =
+            heard.min(LOUDEST).min(self.floor * (1.0 + pcm.len() as f32 / channels as f32 * 7e-6) + 1e-9);
     }
 
     /// White noise through a gentle low-pass, at the level of the room.
@@ -84,6 +103,11 @@ impl Concealment {
     }
 }
 
+/// Root of the mean square.
+fn amplitude(pcm: &[f32]) -> f32 {
+    (pcm.iter().map(|s| s * s).sum::<f32>() / pcm.len().max(1) as f32).sqrt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +117,7 @@ mod tests {
         let mut concealment = Concealment::default();
         for _ in 0..400 {
             let mut quiet: Vec<f32> = (0..240).map(|i| if i % 2 == 0 { 3e-4 } else { -3e-4 }).collect();
-            concealment.heard(&mut quiet, 1);
+            concealment.heard(&mut quiet, 1, false);
         }
         let mut heard = Vec::new();
         for _ in 0..60 {
@@ -107,7 +131,7 @@ mod tests {
         let rms = (tail.iter().map(|s| s * s).sum::<f32>() / tail.len() as f32).sqrt();
         assert!((1e-4..9e-4).contains(&rms), "{rms}");
         let mut back = [0.3f32; 480];
-        concealment.heard(&mut back, 1);
+        concealment.heard(&mut back, 1, false);
         assert!(back[0] < 0.01 && back[479] == 0.3);
         assert!(
             heard

@@ -8,7 +8,8 @@
 //!  10..14    captured       moment that sample was captured, speaker's monotonic clock, us, low 32 bits
 //!  14..16    capture_delay  from there to the start of encoding, 10 us
 //!  16..18    encode_delay   from there until the packet was done, lookahead counted, 10 us
-//!  18        level          low seven bits: dB below full scale (RFC 6464 section 3)
+//!  18        level          low seven bits: dB below full scale (RFC 6464 section 3); high bit: the speaker is quiet, and a
+//!                           pause may follow
 //!  19        span           age of a frame's first sample once the frame is complete, 2.5 ms steps, rounded up
 //!  20        coming         the span that is in force soon; as `span` where nothing changes
 //!  21        frames         1..=9: the main frame, then whole older frames
@@ -54,6 +55,8 @@ pub const KIND_VOICE: u8 = 1;
 pub const KIND_BRIEF: u8 = 2;
 /// Version of the layout above.
 pub const VERSION: u8 = 1;
+/// Bit of the level that says that a pause may follow.
+const QUIET: u8 = 0x80;
 /// Unit of `span`, `coming` and `back`.
 pub const STEP: Samples = Samples::MS_2_5;
 
@@ -107,6 +110,8 @@ pub struct Header {
     pub span: u8,
     /// The span that is in force soon, so that the listener can make room before the frames grow.
     pub coming: u8,
+    /// The speaker is quiet: where nothing comes for what follows the main frame, it is a pause.
+    pub quiet: bool,
 }
 
 impl Header {
@@ -181,18 +186,21 @@ impl<'a> Packet<'a> {
         if !(1..=2).contains(&channels) {
             return Err(Error::Channels(channels));
         }
-        let header = Header {
+        let mut header = Header {
             channels,
             sequence: u32::from_be_bytes(take(&mut rest).ok_or(short)?),
             media_time: MediaTime(u32::from_be_bytes(take(&mut rest).ok_or(short)?)),
             captured_us: u32::from_be_bytes(take(&mut rest).ok_or(short)?),
             capture_delay: u16::from_be_bytes(take(&mut rest).ok_or(short)?),
             encode_delay: u16::from_be_bytes(take(&mut rest).ok_or(short)?),
-            level: Dbov::from_wire(u8::from_be_bytes(take(&mut rest).ok_or(short)?)),
-            span: u8::from_be_bytes(take(&mut rest).ok_or(short)?),
-            coming: u8::from_be_bytes(take(&mut rest).ok_or(short)?),
+            level: Dbov::SILENCE,
+            span: 0,
+            coming: 0,
+            quiet: false,
         };
-        let [count] = take(&mut rest).ok_or(short)?;
+        let [level, span, coming, count] = take(&mut rest).ok_or(short)?;
+        (header.level, header.quiet) = (Dbov::from_wire(level), level & QUIET != 0);
+        (header.span, header.coming) = (span, coming);
         if count == 0 || usize::from(count) > MAX_COPIES.saturating_add(1) {
             return Err(Error::FrameCount(count));
         }
@@ -224,6 +232,7 @@ impl<'a> Packet<'a> {
             level: Dbov::SILENCE,
             span: info.span(),
             coming: info.span(),
+            quiet: false,
         };
         Some(Ok(Self { header, brief: true, count: 1, frames: rest }))
     }
@@ -298,7 +307,8 @@ pub fn write<'a>(
     out.extend_from_slice(&header.captured_us.to_be_bytes());
     out.extend_from_slice(&header.capture_delay.to_be_bytes());
     out.extend_from_slice(&header.encode_delay.to_be_bytes());
-    out.extend_from_slice(&[header.level.to_wire(), header.span, header.coming, 0]);
+    let quiet = if header.quiet { QUIET } else { 0 };
+    out.extend_from_slice(&[header.level.to_wire() | quiet, header.span, header.coming, 0]);
     let mut count = 0u8;
     for frame in frames {
         let room = out.len().saturating_add(FRAME_HEADER_BYTES).saturating_add(frame.opus.len()) <= size;
@@ -360,6 +370,7 @@ mod tests {
             level: Dbov::new(-31),
             span: 3,
             coming: 11,
+            quiet: false,
         }
     }
 
@@ -481,11 +492,11 @@ mod tests {
         #[test]
         fn any_packet_survives_the_way_through_the_writer(
             sequence: u32, media: u32, captured: u32, delays: (u16, u16), level in -127i8..=0, spans: (u8, u8),
-            frames in proptest::collection::vec((1u8.., proptest::collection::vec(any::<u8>(), 1..100)), 1..=9),
+            quiet: bool, frames in proptest::collection::vec((1u8.., proptest::collection::vec(any::<u8>(), 1..100)), 1..=9),
         ) {
             let header = Header {
                 channels: 2, sequence, media_time: MediaTime(media), captured_us: captured, capture_delay: delays.0,
-                encode_delay: delays.1, level: Dbov::new(level), span: spans.0, coming: spans.1,
+                encode_delay: delays.1, level: Dbov::new(level), span: spans.0, coming: spans.1, quiet,
             };
             let given: Vec<_> = frames.iter().enumerate()
                 .map(|(i, (back, opus))| Frame { back: if i == 0 { 0 } else { *back }, opus }).collect();

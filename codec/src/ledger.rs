@@ -177,6 +177,7 @@ mod tests {
             capture_us: 5_000,
             encode_us: 2_500,
             back_us: 0,
+            quiet: false,
         };
         let heard = Heard { at: arrived.plus(12_000), playback_us: 4_000, decode_us: 333 };
         ledger.enter(&trace, heard);

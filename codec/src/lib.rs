@@ -31,5 +31,5 @@ pub use mixer::{MAX_VOICES, Mixer};
 pub use policy::{Delay, MAX_PEERS, Policy, Profile};
 pub use receiver::{Arrival, Played, Receiver, ReceiverConfig, Sound};
 pub use report::{PathStats, Percentiles, ReceiverStats, Report, Stages, Totals};
-pub use sender::{Encoded, Sender, SenderConfig, SenderStats};
+pub use sender::{Encoded, PAUSE_AFTER, PAUSE_EVERY, Sender, SenderConfig, SenderStats};
 pub use time::{ClockOffset, MediaTime, Micros, SAMPLE_RATE, Samples, expand_micros};

@@ -238,6 +238,7 @@ fn frames_longer_than_20_ms_are_refused_and_cost_only_themselves() {
             level: hallway_codec::Dbov::SILENCE,
             span: 3,
             coming: 3,
+            quiet: false,
         };
         frame::write(&header, [Frame { back: 0, opus }], 0, &mut packet);
         let mut receiver = call.receiver;

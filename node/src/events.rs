@@ -362,7 +362,7 @@ pub(crate) mod tests {
             frame_ms: None,
             level_dbov: None,
             processing: Processing::default(),
-            policy: (&policy()).into(),
+            policy: Sending::of(&policy(), false),
             xruns: 0,
             rejected: 0,
         }))
@@ -429,7 +429,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_policy_is_told_in_milliseconds_and_kilobits() {
-        let value = serde_json::to_value(Sending::from(&policy())).unwrap();
+        let value = serde_json::to_value(Sending::of(&policy(), false)).unwrap();
         assert_eq!((value["frame_ms"].as_f64(), value["bitrate_kbps"].as_f64()), (Some(2.5), Some(64.0)));
         assert_eq!((value["loss_pct"].as_u64(), value["dred_ms"].as_u64()), (Some(10), Some(0)));
     }

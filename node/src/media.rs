@@ -37,6 +37,7 @@ use crate::{
     },
     clock,
     controls::{self, Controls, Gate, Hearing},
+    events::Sending,
     meters::{Meter, Meters},
     path::{Fan, Route},
     priority,
@@ -203,6 +204,8 @@ pub enum MediaEvent {
 pub struct MediaStats {
     /// How we speak.
     pub policy: Policy,
+    /// Whether we pause, and packets with us.
+    pub paused: bool,
     /// What we sent since the start, summed over members.
     pub sent: Traffic,
     /// Mean time from the encoder into QUIC over the last second, µs; `None` where nothing was sent.
@@ -245,6 +248,13 @@ pub struct VoiceStats {
     pub received: Traffic,
 }
 
+impl MediaStats {
+    /// How we speak, as it is told.
+    pub fn sending(&self) -> Sending {
+        Sending::of(&self.policy, self.paused)
+    }
+}
+
 impl VoiceStats {
     /// Datagrams that were not played: forged, replayed, malformed, under no known key.
     pub fn rejected(&self) -> u64 {
@@ -280,13 +290,12 @@ impl Media {
     pub fn start(
         driver: Driver,
         audio: Audio,
-        profile: Profile,
-        channels: u8,
-        max_kbps: Option<u32>,
+        voice: SenderConfig,
     ) -> Result<(Self, mpsc::Receiver<MediaEvent>), Error> {
         let (commands, orders) = std_mpsc::sync_channel(MAX_WAITING_COMMANDS);
         let (events, told) = mpsc::channel(MAX_WAITING_EVENTS);
-        let sender = Sender::new(SenderConfig { profile, channels, max_kbps, ..SenderConfig::default() })?;
+        let channels = voice.channels;
+        let sender = Sender::new(voice)?;
         let (meters, opener) = (Meters::default(), audio.opener());
         let processing = VoiceProcessor::new(VoiceChoice::OFF, audio.period());
         let engine = Engine {
@@ -697,6 +706,7 @@ impl Engine {
     fn stats(&mut self) -> MediaStats {
         MediaStats {
             policy: self.sender.policy().clone(),
+            paused: self.sender.rests(),
             sent: self.sent,
             send_delay_us: self.send_delay_us(),
             xruns: self.audio.capture.xruns() + self.audio.playback.xruns(),

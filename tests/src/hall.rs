@@ -141,6 +141,7 @@ pub fn config(keypair: Keypair, name: &str, invite: &Invite) -> node::Config {
         lan: false,
         channels: 1,
         max_kbps: None,
+        dtx: false,
         started: Instant::now(),
         leave_after: None,
         require_peer: None,

@@ -69,6 +69,32 @@ fn two_people_hear_each_other_and_are_told_so_in_the_words_of_the_contract() {
     }
 }
 
+#[test]
+fn who_is_quiet_sends_little_where_that_is_asked_for_and_nobody_misses_anything() {
+    let hall = Hall::open();
+    let said = hall.path("said.wav");
+    sound::write_speech(&said, 1, 2.0);
+    let args = NodeArgs { input: file(&said), output: "null".into(), ..NodeArgs::default() };
+    let speaks = ["--input-start", "first-peer", "--dtx", "on", "--for", "9s"];
+    let mut ana = hall.node("kitchen", "ana", args.with(&speaks));
+    let args = NodeArgs { input: "silence".into(), output: "null".into(), ..NodeArgs::default() };
+    let mut ben = hall.node("kitchen", "ben", args.with(&["--for", "9s"]));
+    for node in [&mut ana, &mut ben] {
+        assert_eq!(node.wait_exit(SOON), Some(0), "{}", node.story());
+    }
+    let stats = ana.named("stats");
+    let paused = |event: &&Value| event["policy"]["paused"] == true;
+    // The first second of a pause holds some of what went before; what is left is mostly acknowledgements of the other voice.
+    let rates: Vec<f64> =
+        stats.iter().filter(paused).skip(1).map(|e| e["send_kbps"].as_f64().unwrap()).collect();
+    let speaking = stats.iter().filter_map(|e| e["send_kbps"].as_f64()).fold(0.0, f64::max);
+    assert!(rates.len() >= 2 && rates.iter().all(|rate| *rate < 0.4 * speaking), "{rates:?} of {speaking}");
+    assert!(ben.named("stats").iter().all(|e| e["policy"]["paused"] == false), "it was not asked for");
+    for event in ben.named("stats").iter().skip(4) {
+        assert!(event["concealed_pct"].as_f64().unwrap_or(0.0) < 5.0, "{event}\n{}", ben.story());
+    }
+}
+
 /// Names, fields and order of one node's events.
 fn check_events(me: &Process, other: &Process, hall: &Hall) {
     let events = me.events();

@@ -14,7 +14,7 @@ pub const MAX_DISTANCE: i64 = (MAX_STEPS / 2).saturating_mul(STEP);
 const LONGEST: i64 = 8;
 const STEP: i64 = Samples::MS_2_5.0 as i64;
 
-/// What is known of the way of a frame, for the latency ledger.
+/// What a packet says of a frame beside its sound: its way, for the latency ledger, and whether a pause may follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Trace {
     /// Whether it is known when it was captured: not before the first whole packet came.
@@ -29,6 +29,8 @@ pub struct Trace {
     pub encode_us: u32,
     /// How much older than the packet's main frame it is, us; 0 for the main frame.
     pub back_us: u32,
+    /// Where nothing comes for what follows, the speaker pauses.
+    pub quiet: bool,
 }
 
 /// A frame that waits.

@@ -94,6 +94,8 @@ struct Came {
     lateness: i64,
     back: u8,
     steps: u8,
+    /// Steps of the pause before it, for which nothing was to come.
+    pause: u16,
 }
 
 impl Came {
@@ -112,6 +114,8 @@ pub struct FirstSight {
     pub back: u8,
     /// Its length.
     pub duration: Samples,
+    /// For so long before it nothing was sent.
+    pub pause: Samples,
 }
 
 /// How the voice is sent at present.
@@ -202,7 +206,8 @@ impl Target {
             self.came.pop_front();
         }
         let steps = u8::try_from(i64::from(frame.duration.0) / STEP).unwrap_or(u8::MAX);
-        self.came.push_back(Came { pulled, lateness: frame.lateness, back: frame.back, steps });
+        let pause = u16::try_from(i64::from(frame.pause.0) / STEP).unwrap_or(u16::MAX);
+        self.came.push_back(Came { pulled, lateness: frame.lateness, back: frame.back, steps, pause });
     }
 
     /// What the path needs now. `slope` is the drift in samples per sample.
@@ -224,7 +229,7 @@ impl Target {
         for came in self.came.iter().filter(|c| c.back <= manner.reach) {
             let lateness = came.moved(pulled - came.pulled, slope);
             base = base.min(lateness);
-            known += i64::from(came.steps);
+            known += i64::from(came.steps) + i64::from(came.pause);
             self.sorted.push((lateness, came.steps));
             mains += u32::from(came.back == 0);
             latest += u32::from(came.back == 0 && lateness > base + WILD);
@@ -445,7 +450,7 @@ mod tests {
     use rand::{Rng, SeedableRng};
 
     fn came(lateness: i64, back: u8) -> FirstSight {
-        FirstSight { lateness, back, duration: Samples::MS_5 }
+        FirstSight { lateness, back, duration: Samples::MS_5, pause: Samples::ZERO }
     }
 
     fn manner(reach: u8) -> Manner {

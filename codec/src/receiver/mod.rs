@@ -101,7 +101,7 @@ pub enum Sound {
     Voice,
     /// In part the decoder's guess.
     Concealed,
-    /// A long gap: the quiet noise of the room.
+    /// A long gap, or a pause of the speaker: the quiet noise of the room.
     Silence,
 }
 
@@ -177,6 +177,10 @@ struct Stream {
     last_arrival: i64,
     /// When a packet with FEC came last; pauses of speech have none.
     fec_seen: Option<i64>,
+    /// Where the newest frame ends, if it said that a pause may follow.
+    quiet_end: Option<i64>,
+    /// Whether what was decoded last said so.
+    pauses: bool,
 }
 
 impl Receiver {
@@ -278,10 +282,10 @@ impl Receiver {
         if self.sequence.insert(header.sequence) == Number::Duplicate {
             return Ok(Arrival::Duplicate);
         }
-        self.follow(at, &header, &packet, main);
+        let pause = self.follow(at, &header, &packet, main);
         self.estimator
             .insert(self.pulled_at(arrived), self.pulled_at(arrived) - at as f64 - span_samples(header.span));
-        Ok(self.keep(arrived, at, &packet))
+        Ok(self.keep(arrived, at, &packet, pause))
     }
 
     /// Plays the next block into `out` (interleaved, in whole samples). `now` is the moment of the call;
@@ -432,6 +436,8 @@ impl Receiver {
             late_since: None,
             last_arrival: self.pulled,
             fec_seen: None,
+            quiet_end: None,
+            pauses: false,
         });
         self.anchor(at);
     }
@@ -456,15 +462,18 @@ impl Receiver {
         }
     }
 
-    fn follow(&mut self, at: i64, header: &Header, packet: &Packet<'_>, main: PacketInfo) {
+    /// Takes over how the voice is sent. Gives the length of the pause before this packet.
+    fn follow(&mut self, at: i64, header: &Header, packet: &Packet<'_>, main: PacketInfo) -> Samples {
         let mut reach = packet.frames().map(|f| f.back).max().unwrap_or(0);
         let (pulled, length) = (self.pulled, i64::from(main.duration.0));
         if main.has_fec && !self.packets.knows(at - length) {
             // A packet with FEC is a copy of the frame before it, should that be missing.
             let lateness = pulled - (at - length) - span_samples(header.span) as i64;
             let back = (length / STEP) as u8;
-            self.target.insert(pulled, FirstSight { lateness, back, duration: main.duration });
+            let frame = FirstSight { lateness, back, duration: main.duration, pause: Samples::ZERO };
+            self.target.insert(pulled, frame);
         }
+        let mut pause = Samples::ZERO;
         if let Some(stream) = &mut self.stream {
             stream.last_arrival = pulled;
             if main.has_fec {
@@ -477,15 +486,19 @@ impl Receiver {
                 (stream.at, stream.wire) = (at, header.media_time);
                 (stream.span, stream.coming) = (header.span, header.coming);
                 stream.duration = main.duration;
+                let quiet_end = stream.quiet_end.take();
+                pause = Samples(quiet_end.map_or(0, |end| u32::try_from(at - end).unwrap_or(0)));
+                stream.quiet_end = header.quiet.then_some(at + length);
                 if reach >= stream.reach || pulled - stream.reach_seen > REACH_IN_USE {
                     (stream.reach, stream.reach_seen) = (reach, pulled);
                 }
             }
         }
+        pause
     }
 
-    /// Puts the packet's frames on the table, oldest first.
-    fn keep(&mut self, arrived: Micros, at: i64, packet: &Packet<'_>) -> Arrival {
+    /// Puts the packet's frames on the table. A pause went before the main one.
+    fn keep(&mut self, arrived: Micros, at: i64, packet: &Packet<'_>, pause: Samples) -> Arrival {
         let header = packet.header;
         let mut arrival = Arrival::Kept;
         let mut repaired = false;
@@ -503,14 +516,16 @@ impl Receiver {
                 capture_us: u32::from(header.capture_delay) * 10,
                 encode_us: u32::from(header.encode_delay) * 10,
                 back_us: Samples(back as u32).as_micros() as u32,
+                quiet: header.quiet && back == 0,
             };
             let start = at.saturating_sub(back);
             let is_copy = frame.back > 0;
             let offer = self.packets.offer(start, stream.decoded, info, is_copy, trace, frame.opus);
             if matches!(offer, Offer::Kept | Offer::Late(_)) {
                 let lateness = self.pulled - start - span_samples(header.span) as i64;
-                self.target
-                    .insert(self.pulled, FirstSight { lateness, back: frame.back, duration: info.duration });
+                let pause = if is_copy { Samples::ZERO } else { pause };
+                let frame = FirstSight { lateness, back: frame.back, duration: info.duration, pause };
+                self.target.insert(self.pulled, frame);
             }
             match offer {
                 Offer::Kept if is_copy => repaired = true,

@@ -145,7 +145,11 @@ impl Receiver {
         if self.play_waiting() || self.play_fec() {
             return;
         }
-        self.conceal(wanted);
+        if self.stream.is_some_and(|s| s.pauses) {
+            self.rest(wanted);
+        } else {
+            self.conceal(wanted);
+        }
     }
 
     fn play_waiting(&mut self) -> bool {
@@ -153,6 +157,7 @@ impl Receiver {
         let Some(frame) = self.packets.covering(stream.decoded) else { return false };
         let (at, info, trace) = (frame.at, frame.info, frame.trace);
         self.recovered = frame.from_copy;
+        let quiet = trace.quiet;
         let mended = self.mend(at);
         let Some((_, opus)) = self.packets.came(at) else { return false };
         let decoded = self.decoder.decode(opus, &mut self.scratch);
@@ -168,7 +173,7 @@ impl Receiver {
             return false;
         }
         self.mark(at.max(stream.decoded), at, trace);
-        self.append(at, info, mended);
+        self.append(at, info, mended, quiet);
         true
     }
 
@@ -185,12 +190,12 @@ impl Receiver {
             return false;
         }
         self.recovered = true;
-        self.append(at, info, false);
+        self.append(at, info, false, false);
         true
     }
 
-    /// Adds the decoded frame that begins at `at`, less what was already played in its place.
-    fn append(&mut self, at: i64, info: PacketInfo, blended: bool) {
+    /// Adds the decoded frame that begins at `at`, less what was already played in its place. `quiet`: a pause may follow.
+    fn append(&mut self, at: i64, info: PacketInfo, blended: bool, quiet: bool) {
         let Some(stream) = &mut self.stream else { return };
         let skipped = (stream.decoded - at).max(0) as u32;
         let fresh = info.duration.0.saturating_sub(skipped);
@@ -206,10 +211,10 @@ impl Receiver {
         if leapt || (skipped > 0 && !blended) {
             self.audio.blend_into(pcm);
         }
-        self.concealment.heard(pcm, self.channels);
+        self.concealment.heard(pcm, self.channels, quiet);
         self.audio.push(fresh as usize, |out| out.copy_from_slice(pcm));
         stream.decoded += i64::from(fresh);
-        (stream.duration, stream.speech_mode) = (info.duration, info.speech_mode);
+        (stream.duration, stream.speech_mode, stream.pauses) = (info.duration, info.speech_mode, quiet);
         if std::mem::take(&mut self.recovered) {
             self.totals.recovered_samples += u64::from(fresh);
         }
@@ -247,6 +252,33 @@ impl Receiver {
         if self.heard_any && self.pulled - stream.last_arrival < PAUSED {
             self.totals.concealed_samples += u64::from(length);
             self.totals.silenced_samples += if was_gone { u64::from(length) } else { 0 };
+        }
+    }
+
+    /// Makes a piece of a pause: the room's noise. Nothing is missing, so time may stand still in it, or skip, until the
+    /// offset is as wanted.
+    fn rest(&mut self, wanted: Option<f64>) {
+        let Some(stream) = self.stream else { return };
+        let next = self.packets.next_after(stream.decoded);
+        let left = next.map_or(i64::MAX, |n| n.at.saturating_sub(stream.decoded));
+        let length = STEP.min(left);
+        let Some(pcm) = self.scratch.get_mut(..Samples(length as u32).interleaved(self.channels)) else {
+            return;
+        };
+        self.concealment.rest(pcm, self.channels);
+        self.audio.push(length as usize, |out| out.copy_from_slice(pcm));
+        let too_late = wanted.map_or(0.0, |goal| self.offset(&stream) - length as f64 - goal);
+        let steps = if too_late <= -(length as f64) {
+            self.totals.expanded_samples += length as u64;
+            0
+        } else if too_late >= STEP as f64 && left > length + STEP {
+            self.totals.accelerated_samples += STEP as u64;
+            length + STEP
+        } else {
+            length
+        };
+        if let Some(stream) = &mut self.stream {
+            stream.decoded += steps;
         }
     }
 

@@ -10,11 +10,16 @@
 //!    frame and copies again: one more chance where a burst of loss lets some through. Of each of the two kinds all
 //!    packets of one policy are equally long.
 
+mod pauses;
 mod ring;
 
+pub use pauses::{PAUSE_AFTER, PAUSE_EVERY};
 pub use ring::MAX_CAPTURED;
 
-use self::ring::Ring;
+use self::{
+    pauses::{Pauses, Turn},
+    ring::Ring,
+};
 use crate::{
     error::Error,
     frame::{self, Frame, Header, MAX_COPIES, STEP, WHOLE_EVERY},
@@ -51,6 +56,9 @@ pub struct SenderConfig {
     pub max_kbps: Option<u32>,
     /// How much delay is taken for how much clarity, where no listener has its own wish. Default balanced.
     pub delay: Delay,
+    /// Discontinuous transmission: after [`PAUSE_AFTER`] of quiet only one packet goes out each [`PAUSE_EVERY`], until
+    /// something is said. It tells whoever watches the path who takes turns. Default off (RFC 6562 section 3).
+    pub dtx: bool,
 }
 
 impl Default for SenderConfig {
@@ -61,6 +69,7 @@ impl Default for SenderConfig {
             start: MediaTime(0),
             max_kbps: None,
             delay: Delay::default(),
+            dtx: false,
         }
     }
 }
@@ -103,6 +112,8 @@ pub struct SenderStats {
     pub capture_gaps: u64,
     /// Times that another encoder took over within the stream.
     pub switches: u64,
+    /// Samples that were not sent, since the speaker paused.
+    pub rested_samples: u64,
 }
 
 /// A voice to be sent. Call `handle_capture` with each period, then `poll_packet` until it gives `None`.
@@ -125,6 +136,9 @@ pub struct Sender {
     sequence: u32,
     /// Packets that are to be whole before brief ones follow.
     whole: u32,
+    pauses: Pauses,
+    /// Whether packets say that a pause may follow.
+    quiet: bool,
     sent: VecDeque<Sent>,
     scratch: Vec<f32>,
     muted: bool,
@@ -164,6 +178,8 @@ impl Sender {
             coming: 0,
             sequence: 0,
             whole: WHOLE_FIRST,
+            pauses: Pauses::default(),
+            quiet: false,
             sent: VecDeque::with_capacity(MAX_COPIES + 1),
             scratch: Vec::with_capacity(Samples::MS_20.interleaved(channels)),
             muted: false,
@@ -205,13 +221,18 @@ impl Sender {
     }
 
     /// What a listener says of the last interval; see [`Controller::handle_report`].
+    /// In a pause nothing is learnt: too little is sent to tell.
     pub fn handle_report(&mut self, now: Micros, peer: u32, report: &Report) {
-        self.controller.handle_report(now, peer, report);
+        if !self.pauses.rests() {
+            self.controller.handle_report(self.spoken(now), peer, report);
+        }
     }
 
     /// What the path to a listener looks like; see [`Controller::handle_path`].
     pub fn handle_path(&mut self, now: Micros, peer: u32, path: &PathStats) {
-        self.controller.handle_path(now, peer, path);
+        if !self.pauses.rests() {
+            self.controller.handle_path(self.spoken(now), peer, path);
+        }
     }
 
     /// A listener left: its path no longer counts.
@@ -220,7 +241,7 @@ impl Sender {
     }
 
     /// Silences the voice, or lets it be heard again, with a fade of 5 ms. Packets go on as before, so that nobody can
-    /// tell from their sizes.
+    /// tell from them, unless [`SenderConfig::dtx`] lets them pause.
     pub fn set_muted(&mut self, muted: bool) {
         self.muted = muted;
     }
@@ -238,6 +259,20 @@ impl Sender {
     /// Sets [`SenderConfig::delay`] anew.
     pub fn set_delay(&mut self, delay: Delay) {
         self.controller.set_delay(delay);
+    }
+
+    /// Sets [`SenderConfig::dtx`] anew.
+    pub fn set_dtx(&mut self, dtx: bool) {
+        if dtx != self.config.dtx {
+            self.config.dtx = dtx;
+            self.pauses = Pauses::default();
+        }
+    }
+
+    /// Whether the speaker pauses, and packets with it.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.pauses.rests()
     }
 
     /// How the voice is sent now.
@@ -264,22 +299,31 @@ impl Sender {
             self.half_due = None;
             return self.write(now, true, out);
         }
-        self.coming = self.follow_controller(now);
-        let lookahead = self.encoder().lookahead();
-        let frame = self.policy.frame;
-        let backlog = self.ring.end.saturating_sub(self.next + u64::from(lookahead.0));
-        if backlog > u64::from(MAX_BACKLOG.0) {
-            let steps = (backlog - u64::from(frame.0)) / u64::from(STEP.0);
-            self.next += steps * u64::from(STEP.0);
-            self.stats.overruns += 1;
-        } else if backlog < u64::from(frame.0) {
-            return None;
-        }
-        if std::mem::take(&mut self.fresh) {
-            self.prime();
-        }
+        let (frame, lookahead) = loop {
+            if !self.pauses.rests() {
+                self.coming = self.follow_controller(self.spoken(now));
+            }
+            let lookahead = self.encoder().lookahead();
+            let frame = self.policy.frame;
+            let backlog = self.ring.end.saturating_sub(self.next + u64::from(lookahead.0));
+            if backlog > u64::from(MAX_BACKLOG.0) {
+                let steps = (backlog - u64::from(frame.0)) / u64::from(STEP.0);
+                self.next += steps * u64::from(STEP.0);
+                self.stats.overruns += 1;
+            } else if backlog < u64::from(frame.0) {
+                return None;
+            }
+            if std::mem::take(&mut self.fresh) {
+                self.prime();
+            }
+            self.ring.read(self.next + u64::from(lookahead.0), frame, &mut self.scratch);
+            if self.takes_turn(frame) {
+                break (frame, lookahead);
+            }
+            self.next += u64::from(frame.0);
+            self.stats.rested_samples += u64::from(frame.0);
+        };
 
-        self.ring.read(self.next + u64::from(lookahead.0), frame, &mut self.scratch);
         self.meter.add(&self.scratch);
         let level = self.meter.take().unwrap_or(Dbov::SILENCE);
         self.level = Some(level);
@@ -300,10 +344,25 @@ impl Sender {
         coded.ok()?;
         self.sent.push_back(sent);
 
-        if !self.policy.half.is_empty() {
+        if !self.policy.half.is_empty() && !self.quiet {
             self.half_due = Some(self.next + u64::from(lookahead.0 + frame.0 / 2));
         }
         self.write(now, false, out)
+    }
+
+    /// Whether the frame in `scratch` is sent.
+    fn takes_turn(&mut self, frame: Samples) -> bool {
+        let turn = if self.config.dtx { self.pauses.judge(&self.scratch, frame) } else { Turn::Speaks };
+        if self.quiet && turn == Turn::Speaks {
+            self.whole = WHOLE_FIRST;
+        }
+        self.quiet = turn != Turn::Speaks;
+        turn != Turn::Rests
+    }
+
+    /// The moment on a clock that stands still in pauses: what was learnt of the paths is not forgotten in them.
+    fn spoken(&self, now: Micros) -> Micros {
+        Micros(now.0.saturating_sub(self.stats.rested_samples * 125 / 6))
     }
 
     /// Writes a packet with the newest frame and the copies of a main packet, or of one half a frame later.
@@ -324,6 +383,7 @@ impl Sender {
             level,
             span: self.policy.span(lookahead),
             coming: self.coming,
+            quiet: self.quiet,
         };
         if self.may_be_brief(&header) {
             frame::write_brief(&header, &main.opus, out);
@@ -344,7 +404,7 @@ impl Sender {
     /// Whether the packet says nothing that the last whole one did not.
     fn may_be_brief(&self, header: &Header) -> bool {
         let is_due = header.sequence.is_multiple_of(WHOLE_EVERY);
-        let is_known = self.whole == 0 && header.span == header.coming;
+        let is_known = self.whole == 0 && header.span == header.coming && !header.quiet;
         let says_span = |sent: &Sent| inspect(&sent.opus).is_some_and(|info| info.span() == header.span);
         self.policy.is_plain() && is_known && !is_due && self.sent.back().is_some_and(says_span)
     }

@@ -266,6 +266,7 @@ fn config(
         lan: false,
         channels: 1,
         max_kbps: None,
+        dtx: false,
         started,
         leave_after: None,
         require_peer: None,

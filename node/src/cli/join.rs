@@ -79,6 +79,10 @@ pub struct JoinArgs {
     /// Bring the voice to a common level: auto as for the echo, on or off
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     gain: Switch,
+    /// Send only ten packets a second while you are quiet (discontinuous transmission). It saves most of the rate and of the work,
+    /// and shows whoever watches the path when you speak
+    #[arg(long, default_value = "off", value_name = "on|off", value_parser = ["on", "off"])]
+    dtx: String,
     /// Leave by itself after this time (20s, 2m)
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     leave_after: Option<Duration>,
@@ -254,6 +258,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         map_port: !args.no_port_map,
         channels,
         max_kbps: args.max_rate,
+        dtx: args.dtx == "on",
         started,
         leave_after: args.leave_after,
         require_peer: args.require_peer.then_some(args.timeout),

@@ -150,6 +150,17 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "",
+        name: "dtx",
+        kind: Kind::Text,
+        about: &[
+            "Discontinuous transmission: on sends only ten packets a second while you are quiet or muted. It saves most",
+            "of the rate and of the work, and shows whoever watches the path when you speak.",
+        ],
+        unset: "",
+        example: "\"on\"",
+    },
+    Key {
+        section: "",
         name: "speak",
         kind: Kind::Text,
         about: &["When the microphone is open: always, push-to-talk or voice."],

@@ -72,10 +72,13 @@ pub struct Sending {
     pub copies: Vec<u8>,
     /// The same for the extra packet half a frame later; empty where there is none.
     pub half_step_copies: Vec<u8>,
+    /// Whether packets pause, since nobody speaks here.
+    pub paused: bool,
 }
 
-impl From<&hallway_codec::Policy> for Sending {
-    fn from(policy: &hallway_codec::Policy) -> Self {
+impl Sending {
+    /// This policy, and whether packets pause.
+    pub fn of(policy: &hallway_codec::Policy, paused: bool) -> Self {
         Self {
             frame_ms: f64::from(policy.frame.0) / 48.0,
             application: policy.application,
@@ -86,6 +89,7 @@ impl From<&hallway_codec::Policy> for Sending {
             dred_ms: policy.dred_ms,
             copies: policy.copies.clone(),
             half_step_copies: policy.half.clone(),
+            paused,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hallway_codec::SenderConfig;
 use libp2p::{Multiaddr, PeerId, identity::Keypair};
 
 use super::swarm;
@@ -65,6 +66,8 @@ pub struct Config {
     pub channels: u8,
     /// Most that one peer is sent, kb/s on the wire.
     pub max_kbps: Option<u32>,
+    /// Whether packets pause where nobody speaks.
+    pub dtx: bool,
     /// When the program began: `since_start_ms` counts from here.
     pub started: Instant,
     /// Leave by ourselves after this time.
@@ -87,6 +90,15 @@ pub struct Config {
     pub volumes: Volumes,
     /// Who was met in earlier calls.
     pub trust: Trust,
+}
+
+impl Config {
+    /// How our voice is sent.
+    pub(super) fn voice(&self) -> SenderConfig {
+        let Controls { profile, delay, .. } = self.controls;
+        let (channels, max_kbps, dtx) = (self.channels, self.max_kbps, self.dtx);
+        SenderConfig { profile, channels, max_kbps, delay, dtx, ..SenderConfig::default() }
+    }
 }
 
 /// Why a node ended, where nothing failed.

@@ -134,7 +134,7 @@ impl Node {
                 frame_ms: number(r.frame_ms),
                 level_dbov: r.level_dbov.map(|level| f64::from(level.db())),
                 processing,
-                policy: (&stats.policy).into(),
+                policy: stats.sending(),
                 xruns: stats.xruns,
                 rejected: voice.rejected(),
             };

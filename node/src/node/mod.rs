@@ -194,8 +194,7 @@ impl Node {
             let id = listening.map_err(|e| Error::Listen { addr: addr.clone(), reason: root_cause(&e) })?;
             silent_listeners.insert(id);
         }
-        let (media, media_events) =
-            Media::start(driver, audio, config.controls.profile, config.channels, config.max_kbps)?;
+        let (media, media_events) = Media::start(driver, audio, config.voice())?;
         let links = ServerLinks::new(
             &config.rendezvous,
             config.keypair.clone(),

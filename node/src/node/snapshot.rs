@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     controls::Hearing,
     events::{PathKind, Processing, Sending},
+    media::MediaStats,
     meters::Meters,
     trust::Standing,
 };
@@ -110,7 +111,7 @@ impl Node {
             input_device: self.devices.input.device.clone(),
             output: self.devices.output.asked.clone(),
             output_device: self.devices.output.device.clone(),
-            policy: self.last_stats.as_ref().map(|stats| (&stats.policy).into()),
+            policy: self.last_stats.as_ref().map(MediaStats::sending),
             people,
         }
     }

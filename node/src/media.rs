@@ -41,7 +41,10 @@ use crate::{
     meters::{Meter, Meters},
     path::{Fan, Route},
     priority,
-    session::keys::{OpenStats, Opener, Sealer, SenderKey},
+    session::{
+        keys::{OpenStats, Opener, Sealer, SenderKey},
+        proof::Proofs,
+    },
     transport::{self, Driver},
 };
 
@@ -67,8 +70,10 @@ const FAREWELL_WAIT: Duration = Duration::from_millis(1);
 pub struct Datagram {
     /// When the socket gave it to us.
     pub arrived: Micros,
-    /// All of it, the kind byte included.
+    /// All of it, the kind byte included; from a server with its proofs.
     pub bytes: Bytes,
+    /// Whether a server passed it on.
+    pub relayed: bool,
 }
 
 /// Where the network leaves one speaker's datagrams for the media thread.
@@ -117,6 +122,8 @@ pub enum Command {
         route: Route,
         /// Where its datagrams appear.
         inbox: Inbox,
+        /// What proves both voices where a server passes them on.
+        proofs: Box<Proofs>,
     },
     /// Seal with this key from the next frame on.
     Seal(SenderKey),
@@ -240,6 +247,8 @@ pub struct VoiceStats {
     pub receiver: ReceiverStats,
     /// What could not be opened.
     pub opened: OpenStats,
+    /// What a server brought without a proof that it is this member's.
+    pub unproven: u64,
     /// Dropped because the media thread was late or the speaker floods.
     pub dropped: u64,
     /// Sent to this member since it came.
@@ -259,7 +268,7 @@ impl VoiceStats {
     /// Datagrams that were not played: forged, replayed, malformed, under no known key.
     pub fn rejected(&self) -> u64 {
         let OpenStats { malformed, unknown_key, replayed, forged, .. } = self.opened;
-        malformed.saturating_add(unknown_key).saturating_add(replayed).saturating_add(forged)
+        [unknown_key, replayed, forged, self.unproven].into_iter().fold(malformed, u64::saturating_add)
     }
 }
 
@@ -370,6 +379,9 @@ struct Voice {
     index: u32,
     route: Route,
     inbox: Inbox,
+    proofs: Proofs,
+    /// Datagrams that a server brought and that were not proven to be this speaker's.
+    unproven: u64,
     opener: Option<Opener>,
     receiver: Receiver,
     meter: Meter,
@@ -460,7 +472,7 @@ impl Engine {
                 Ok(command) => command,
             };
             match command {
-                Command::Voice { peer, route, inbox } => self.add_voice(peer, route, inbox),
+                Command::Voice { peer, route, inbox, proofs } => self.add_voice(peer, route, inbox, *proofs),
                 Command::Seal(key) => match &mut self.sealer {
                     Some(sealer) => sealer.use_key(&key),
                     None => self.sealer = Some(Sealer::new(&key)),
@@ -526,7 +538,7 @@ impl Engine {
         }
     }
 
-    fn add_voice(&mut self, peer: PeerId, route: Route, inbox: Inbox) {
+    fn add_voice(&mut self, peer: PeerId, route: Route, inbox: Inbox, proofs: Proofs) {
         let config = ReceiverConfig { channels: self.channels, ..ReceiverConfig::default() };
         let receiver = match Receiver::new(config) {
             Ok(mut receiver) => {
@@ -550,6 +562,8 @@ impl Engine {
             index,
             route,
             inbox,
+            proofs,
+            unproven: 0,
             opener: None,
             receiver,
             meter: self.meters.insert(peer),
@@ -571,12 +585,21 @@ impl Engine {
             };
             for _ in 0..MAX_OPENED_PER_ROUND {
                 let Some(datagram) = voice.inbox.pop() else { break };
+                let (arrived, length) = (datagram.arrived, datagram.bytes.len() as u64);
+                let sealed = match datagram.relayed {
+                    true => voice.proofs.verified(datagram.bytes),
+                    false => Some(datagram.bytes),
+                };
+                let Some(sealed) = sealed else {
+                    voice.unproven += 1;
+                    continue;
+                };
                 self.packet.clear();
-                match opener.open(now, &datagram.bytes, &mut self.packet) {
+                match opener.open(now, &sealed, &mut self.packet) {
                     Ok(_) => {
                         voice.received.packets += 1;
-                        voice.received.bytes += datagram.bytes.len() as u64;
-                        if let Err(error) = voice.receiver.handle_packet(datagram.arrived, &self.packet) {
+                        voice.received.bytes += length;
+                        if let Err(error) = voice.receiver.handle_packet(arrived, &self.packet) {
                             tracing::debug!(peer = %voice.peer, %error, "packet not understood");
                         }
                     }
@@ -660,7 +683,7 @@ impl Engine {
                 }
                 let datagram = Bytes::copy_from_slice(&self.sealed);
                 for voice in &mut self.voices {
-                    if voice.route.send_by(&mut self.fan, &datagram).is_ok() {
+                    if voice.route.send_by(&mut self.fan, &voice.proofs, &datagram).is_ok() {
                         for traffic in [&mut voice.sent, &mut self.sent] {
                             traffic.packets += 1;
                             traffic.bytes += datagram.len() as u64;
@@ -720,6 +743,7 @@ impl Engine {
                     peer: voice.peer,
                     receiver: voice.receiver.stats(),
                     opened: voice.opener.as_ref().map(Opener::stats).unwrap_or_default(),
+                    unproven: voice.unproven,
                     dropped: voice.inbox.0.dropped.load(Ordering::Relaxed),
                     sent: voice.sent,
                     received: voice.received,

@@ -19,6 +19,7 @@ use libp2p::Multiaddr;
 use crate::{
     events::PathKind,
     forward::Uplink,
+    session::proof::{PROOF, Proof, Proofs, with_proofs},
     transport::{self, MediaController},
 };
 
@@ -223,15 +224,16 @@ impl Route {
         }
     }
 
-    /// Sends on the present path; where that leads through a server, `fan` does it, once for all members behind it.
+    /// Sends voice on the present path; where that leads through a server, `fan` does it, once for all members behind it,
+    /// with a proof for each.
     ///
     /// # Errors
     /// As [`Route::send`].
-    pub fn send_by(&self, fan: &mut Fan, datagram: &Bytes) -> Result<(), SendError> {
+    pub fn send_by(&self, fan: &mut Fan, proofs: &Proofs, sealed: &Bytes) -> Result<(), SendError> {
         let Some(used) = &*self.0.load() else { return Err(SendError::Closed) };
-        let first = fan.send(&used.path, datagram);
+        let first = fan.send(&used.path, proofs, sealed);
         match &used.also {
-            Some(also) => fan.send(also, datagram).or(first),
+            Some(also) => fan.send(also, proofs, sealed).or(first),
             None => first,
         }
     }
@@ -247,36 +249,44 @@ impl Route {
     }
 }
 
+/// A member's number in a server's room, and the proof for it.
+type Receiver = (u8, Proof);
+
 /// Gathers the members behind servers to whom one datagram goes, so that each server gets it once.
 #[derive(Default)]
 pub struct Fan {
-    /// Members by room of a server, kept from one datagram to the next.
-    rooms: Vec<(Arc<Uplink>, Vec<u8>)>,
+    /// By room of a server, kept from one datagram to the next.
+    rooms: Vec<(Arc<Uplink>, Vec<Receiver>)>,
+    indices: Vec<u8>,
 }
 
 impl Fan {
-    fn send(&mut self, path: &Arc<dyn Path>, datagram: &Bytes) -> Result<(), SendError> {
-        let Some((uplink, index)) = path.relay() else { return path.send(datagram.clone()) };
+    fn send(&mut self, path: &Arc<dyn Path>, proofs: &Proofs, sealed: &Bytes) -> Result<(), SendError> {
+        let Some((uplink, index)) = path.relay() else { return path.send(sealed.clone()) };
         if !uplink.is_open() {
             return Err(SendError::Closed);
         }
-        path.counted(datagram.len());
+        path.counted(sealed.len() + PROOF);
+        let member = (index, proofs.prove(sealed));
         match self.rooms.iter_mut().find(|(known, _)| Arc::ptr_eq(known, uplink)) {
-            Some((_, members)) => members.push(index),
-            None => self.rooms.push((uplink.clone(), vec![index])),
+            Some((_, members)) => members.push(member),
+            None => self.rooms.push((uplink.clone(), vec![member])),
         }
         Ok(())
     }
 
     /// Sends the datagram that was gathered for.
-    pub fn flush(&mut self, datagram: &Bytes) {
+    pub fn flush(&mut self, sealed: &Bytes) {
         self.rooms.retain_mut(|(uplink, members)| {
             if members.is_empty() {
                 return false;
             }
             members.sort_unstable();
-            members.dedup();
-            if let Err(error) = uplink.send(members, datagram) {
+            members.dedup_by_key(|(index, _)| *index);
+            self.indices.clear();
+            self.indices.extend(members.iter().map(|(index, _)| index));
+            let datagram = with_proofs(sealed, members.iter().map(|(_, proof)| *proof));
+            if let Err(error) = uplink.send(&self.indices, &datagram) {
                 tracing::trace!(%error, "voice not sent through a server");
             }
             members.clear();

@@ -296,10 +296,14 @@ impl Inlets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::forward::{
-        queue::Item,
-        wire::{down, read_up},
+    use crate::{
+        forward::{
+            queue::Item,
+            wire::{down, read_up},
+        },
+        session::proof::Proofs,
     };
+    use zeroize::Zeroizing;
 
     fn over_tcp() -> (Arc<Uplink>, Arc<Queue<ForwardRequest>>) {
         let queue = Arc::new(Queue::default());
@@ -348,15 +352,24 @@ mod tests {
             })
             .into();
         let (mut fan, voice) = (crate::path::Fan::default(), Bytes::from_static(b"voice"));
+        let key = |n: u8| Zeroizing::new([n; 32]);
+        let ours = [1, 2, 3].map(|n| Proofs::new(&key(n), &key(n + 10)));
         for _ in 0..2 {
-            routes.iter().for_each(|route| route.send_by(&mut fan, &voice).unwrap());
+            let mut each = routes.iter().zip(&ours);
+            each.try_for_each(|(route, proofs)| route.send_by(&mut fan, proofs, &voice)).unwrap();
             fan.flush(&voice);
             let Some(Item::Data(sent)) = queue.pop(Instant::now()) else { panic!("nothing was sent") };
-            assert_eq!(read_up(&sent).unwrap().receivers, [2, 5, 7]);
+            let up = read_up(&sent).unwrap();
+            assert_eq!(up.receivers, [2, 5, 7]);
+            for n in [1, 2, 3] {
+                let theirs = Proofs::new(&key(n + 10), &key(n));
+                let came = sent.slice(up.payload_at..);
+                assert_eq!(theirs.verified(came).as_ref(), Some(&voice), "each is given a proof");
+            }
             assert!(queue.pop(Instant::now()).is_none());
         }
         uplink.close();
-        assert_eq!(routes[0].send_by(&mut fan, &voice), Err(SendError::Closed));
+        assert_eq!(routes[0].send_by(&mut fan, &ours[0], &voice), Err(SendError::Closed));
     }
 
     #[test]

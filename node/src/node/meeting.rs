@@ -453,9 +453,11 @@ async fn read(
     while let Ok(bytes) = connection.read_datagram().await {
         let arrived = clock::now();
         if bytes.first() != Some(&FORWARD) {
-            doorman.deliver(peer, via, arrived, bytes, &inbox, &control);
+            let datagram = Datagram { arrived, bytes, relayed: false };
+            doorman.deliver(peer, via, datagram, &inbox, &control);
         } else if let Some(from) = inlets.resolve(&peer, &bytes) {
-            relayed.deliver(from.peer, from.via, arrived, from.datagram, &from.inbox, &control);
+            let datagram = Datagram { arrived, bytes: from.datagram, relayed: true };
+            relayed.deliver(from.peer, from.via, datagram, &from.inbox, &control);
         }
     }
     let _ = control.send(FromPath::Closed { peer }).await;

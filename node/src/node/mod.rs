@@ -461,9 +461,12 @@ impl Node {
                 peer.paths.handle_arrival(now, via);
                 peer.prove_used();
                 let addresses = peer.addresses.clone();
-                if self.room.handle_established(now, id, addresses) {
+                let proofs = peer.session.proofs().cloned().map(Box::new);
+                if let Some(proofs) = proofs
+                    && self.room.handle_established(now, id, addresses)
+                {
                     self.elsewhere.remove(&id);
-                    self.command_media(MediaCommand::Voice { peer: id, route, inbox });
+                    self.command_media(MediaCommand::Voice { peer: id, route, inbox, proofs });
                     let hearing = self.config.volumes.of(&id);
                     self.command_media(MediaCommand::Hearing { peer: id, hearing });
                     // One who called us before anybody told us of it is discovered by its call.

@@ -104,7 +104,8 @@ impl Node {
             news: self.relays.sender.clone(),
             data: Box::new(move |server, datagram| {
                 if let (Some(from), Ok(mut doorman)) = (inlets.resolve(&server, &datagram), doorman.lock()) {
-                    doorman.deliver(from.peer, from.via, clock::now(), from.datagram, &from.inbox, &control);
+                    let datagram = Datagram { arrived: clock::now(), bytes: from.datagram, relayed: true };
+                    doorman.deliver(from.peer, from.via, datagram, &from.inbox, &control);
                 }
             }),
             target: self.links.target(server),
@@ -409,13 +410,12 @@ impl Doorman {
         &mut self,
         peer: PeerId,
         via: usize,
-        arrived: Micros,
-        bytes: Bytes,
+        datagram: Datagram,
         inbox: &media::Inbox,
         control: &mpsc::Sender<FromPath>,
     ) {
-        if bytes.first() == Some(&session::keys::MEDIA) {
-            inbox.push(Datagram { arrived, bytes });
+        if datagram.bytes.first() == Some(&session::keys::MEDIA) {
+            inbox.push(datagram);
             return;
         }
         if self.second.elapsed() >= Duration::from_secs(1) {
@@ -423,6 +423,7 @@ impl Doorman {
         }
         self.taken = self.taken.saturating_add(1);
         if self.taken <= MAX_CONTROL_PER_SECOND {
+            let Datagram { arrived, bytes, .. } = datagram;
             let _ = control.try_send(FromPath::Control { peer, via, arrived, bytes });
         }
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::arq::{self, Ack, Rtt};
 use super::cipher::{self, ChainKey, Opening, Sealing};
+use super::proof::Proofs;
 use super::{MAX_DATAGRAM, SendError};
 
 /// Longest unreliable message, in bytes.
@@ -56,6 +57,7 @@ pub struct Channel {
     id: u32,
     sealing: Sealing,
     opening: Opening,
+    proofs: Proofs,
     sender: arq::Sender,
     receiver: arq::Receiver,
     rtt: Rtt,
@@ -76,6 +78,7 @@ impl Channel {
             id: keys.id,
             sealing: Sealing::new(keys.id, &keys.send, now),
             opening: Opening::new(keys.id, &keys.receive),
+            proofs: Proofs::new(&keys.send, &keys.receive),
             sender: arq::Sender::new(),
             receiver: arq::Receiver::default(),
             rtt,
@@ -93,6 +96,10 @@ impl Channel {
 
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    pub fn proofs(&self) -> &Proofs {
+        &self.proofs
     }
 
     pub fn rtt(&self) -> Option<Duration> {

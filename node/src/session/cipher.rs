@@ -151,20 +151,23 @@ impl Opening {
 
 /// An epoch's key and the next epoch's chain key.
 fn derive(chain: &ChainKey) -> (aead::LessSafeKey, ChainKey) {
-    let prk = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, chain.as_slice());
-    let expand = |label: &[u8]| {
-        let mut out = Zeroizing::new([0u8; 32]);
-        // Fails only where more than 255 hashes of output are asked for.
-        #[expect(clippy::expect_used)]
-        prk.expand(&[label], hkdf::HKDF_SHA256)
-            .and_then(|okm| okm.fill(out.as_mut_slice()))
-            .expect("HKDF gives 32 bytes");
-        out
-    };
     #[expect(clippy::expect_used)]
-    let key = aead::UnboundKey::new(&aead::CHACHA20_POLY1305, expand(b"hallway channel key v1").as_slice())
-        .expect("a key of 32 bytes");
-    (aead::LessSafeKey::new(key), expand(b"hallway channel next v1"))
+    let key =
+        aead::UnboundKey::new(&aead::CHACHA20_POLY1305, expand(chain, b"hallway channel key v1").as_slice())
+            .expect("a key of 32 bytes");
+    (aead::LessSafeKey::new(key), expand(chain, b"hallway channel next v1"))
+}
+
+/// HKDF-Expand (RFC 5869) of a chain key.
+pub fn expand(chain: &ChainKey, label: &[u8]) -> ChainKey {
+    let prk = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, chain.as_slice());
+    let mut out = Zeroizing::new([0u8; 32]);
+    // Fails only where more than 255 hashes of output are asked for.
+    #[expect(clippy::expect_used)]
+    prk.expand(&[label], hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(out.as_mut_slice()))
+        .expect("HKDF gives 32 bytes");
+    out
 }
 
 fn aead_nonce(nonce: u64) -> aead::Nonce {

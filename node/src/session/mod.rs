@@ -25,6 +25,7 @@ mod channel;
 mod cipher;
 mod handshake;
 pub mod keys;
+pub mod proof;
 pub mod replay;
 mod retry;
 pub mod sframe;
@@ -302,6 +303,11 @@ impl Session {
     /// Whether messages can be sent.
     pub fn is_established(&self) -> bool {
         self.channel.is_some()
+    }
+
+    /// What proves the voices of the two where a server passes them on; `None` without an established session.
+    pub fn proofs(&self) -> Option<&proof::Proofs> {
+        self.channel.as_ref().map(Channel::proofs)
     }
 
     /// Whether a handshake is under way.

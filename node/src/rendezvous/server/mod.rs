@@ -3,6 +3,9 @@
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod event;
+mod watching;
+
 use std::{
     collections::HashMap,
     io,
@@ -31,6 +34,7 @@ use crate::{
     forward::{self, Forwarder, wire::FORWARD_PROTOCOL},
     session::bucket::Bucket,
 };
+pub use event::{Refusal, ServerEvent, Stats};
 
 use super::{
     dial_back::{DIAL_BACK_PROTOCOL, DialBacks},
@@ -80,132 +84,6 @@ impl Default for ServerConfig {
             forward: forward::Limits::default(),
             dial_back_from: Vec::new(),
             stats_every: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What the operator may want to see. Holds no namespaces and no addresses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum ServerEvent {
-    /// A registration was kept or renewed.
-    Registered {
-        /// Who.
-        #[serde(rename = "peer_id", serialize_with = "as_text")]
-        peer: PeerId,
-        /// Seconds granted; one that a watch holds lives as long as that.
-        ttl_s: u64,
-        /// How many registrations this peer now has.
-        of_peer: usize,
-    },
-    /// A registration ended.
-    Expired {
-        /// Whose.
-        #[serde(rename = "peer_id", serialize_with = "as_text")]
-        peer: PeerId,
-        /// `true`: the peer said goodbye. `false`: by its age, or its stream died.
-        left: bool,
-    },
-    /// Datagrams of a peer are passed on to others of its room: the first was, or the last.
-    Relayed {
-        /// Whose.
-        #[serde(rename = "peer_id", serialize_with = "as_text")]
-        peer: PeerId,
-        /// It begins; else it has ended.
-        began: bool,
-        /// Datagrams passed on, one for several receivers counted once for each; 0 when it begins.
-        datagrams: u64,
-        /// Bytes of them.
-        bytes: u64,
-    },
-    /// A request was refused. Reported at a bounded rate.
-    Refused {
-        /// Whose.
-        #[serde(rename = "peer_id", serialize_with = "as_text")]
-        peer: PeerId,
-        /// Why.
-        why: Refusal,
-    },
-    /// Now and then.
-    Stats(Stats),
-}
-
-/// Why a request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Refusal {
-    /// Missing, empty or too long: above all, the question for all namespaces.
-    Namespace,
-    /// Malformed, forged or too large.
-    Record,
-    /// Lifetime outside the bounds.
-    Ttl,
-    /// Of another namespace or run.
-    Cookie,
-    /// The record is another peer's.
-    NotYours,
-    /// Cannot be understood.
-    Request,
-    /// A limit is reached.
-    Limit,
-    /// More datagrams were to be passed on than is allowed.
-    Rate,
-    /// The server shuts down.
-    Draining,
-    /// This server passes no datagrams on.
-    Off,
-}
-
-impl From<forward::wire::Refusal> for Refusal {
-    fn from(why: forward::wire::Refusal) -> Self {
-        use forward::wire::Refusal as Why;
-        match why {
-            Why::Malformed => Self::Request,
-            Why::NotAMember => Self::Namespace,
-            Why::RoomFull | Why::Full => Self::Limit,
-            Why::Rate => Self::Rate,
-            Why::Draining => Self::Draining,
-            Why::Off => Self::Off,
-        }
-    }
-}
-
-/// What a server holds and did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Stats {
-    /// Registrations now.
-    pub registrations: usize,
-    /// Namespaces with somebody in them.
-    pub namespaces: usize,
-    /// Watches now.
-    pub watchers: usize,
-    /// Streams now.
-    pub streams: usize,
-    /// Requests and streams refused since the start.
-    pub refused: u64,
-    /// Messages pushed to watchers since the start.
-    pub pushed: u64,
-    /// Events dropped since the start because nobody took them.
-    pub events_dropped: u64,
-    /// The forwarder's.
-    #[serde(flatten)]
-    pub forward: forward::Stats,
-}
-
-fn as_text<S: serde::Serializer>(peer: &PeerId, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(peer)
-}
-
-impl From<Status> for Refusal {
-    fn from(status: Status) -> Self {
-        match status {
-            Status::InvalidNamespace => Self::Namespace,
-            Status::InvalidSignedPeerRecord => Self::Record,
-            Status::InvalidTtl => Self::Ttl,
-            Status::InvalidCookie => Self::Cookie,
-            Status::NotAuthorized => Self::NotYours,
-            Status::Unavailable => Self::Limit,
-            Status::Ok | Status::InternalError => Self::Request,
         }
     }
 }
@@ -443,7 +321,7 @@ async fn accept(shared: Arc<Shared>, mut incoming: Incoming) {
                 return;
             }
             let outcome = if inbound.protocol == WATCH_PROTOCOL {
-                serve_watch(&shared, inbound).await
+                watching::serve_watch(&shared, inbound).await
             } else {
                 serve_request(&shared, inbound).await
             };
@@ -533,161 +411,5 @@ fn answer(shared: &Shared, guest: Guest, request: Request) -> Option<Response> {
             shared.report(Happened::Refused { peer: guest.peer, why: Status::InternalError });
             None
         }
-    }
-}
-
-// ---- /hallway/watch/1 ---------------------------------------------------------------------------------------------
-
-fn checked(guest: Guest, presence: &Presence) -> Result<Presented, Status> {
-    let ttl = (presence.ttl != 0).then_some(presence.ttl);
-    Presented::check(&guest.peer, Some(&presence.signed_peer_record), ttl)
-}
-
-async fn serve_watch(shared: &Shared, mut inbound: Inbound) -> Result<(), StreamError> {
-    let guest = guest(&inbound);
-    let first: WatchRequest =
-        timeout(STREAM_PATIENCE, wire::read(&mut inbound.stream, MAX_REQUEST)).await??;
-    let watch = first.watch.ok_or(StreamError::NoWatch)?;
-    let presented = watch.presence.as_ref().map(|presence| checked(guest, presence));
-    let seen = inbound.addr.borrow_and_update().clone();
-    let opened =
-        shared.with(|hub| hub.open_watch(now(), guest, &watch.namespace, &watch.door, presented, &seen));
-    let (watching, messages) = match opened {
-        Ok(opened) => opened,
-        Err(status) => {
-            send(&mut inbound.stream, &WatchEvent::bye(status)).await?;
-            return Ok(timeout(STREAM_PATIENCE, inbound.stream.close()).await??);
-        }
-    };
-    let mut watch = OpenWatch { shared, watching, goodbye: false };
-    watch.run(inbound, messages).await
-}
-
-/// A watch while its stream lives; its end, however it comes, is told to the hub.
-struct OpenWatch<'a> {
-    shared: &'a Shared,
-    watching: Watching,
-    goodbye: bool,
-}
-
-impl Drop for OpenWatch<'_> {
-    fn drop(&mut self) {
-        locked(&self.shared.wakers).remove(&self.watching.id);
-        self.shared.with(|hub| hub.close_watch(now(), &self.watching, self.goodbye));
-    }
-}
-
-impl OpenWatch<'_> {
-    async fn run(&mut self, inbound: Inbound, first: Vec<WatchEvent>) -> Result<(), StreamError> {
-        let Inbound { peer, stream, mut addr, permit: _permit, .. } = inbound;
-        let guest = Guest { peer, prefix: Prefix::of(&addr.borrow()) };
-        let unheard = Arc::new(Notify::new());
-        locked(&self.shared.wakers).insert(self.watching.id, Arc::clone(&unheard));
-        // Whatever changed before the waker stood is asked for once by hand.
-        unheard.notify_one();
-
-        let (reader, mut writer) = stream.split();
-        // One future reads all messages, so that losing a race in `select!` never loses half a message.
-        let mut requests = pin!(stream::unfold(reader, |mut reader| async {
-            let read = timeout(WATCH_IDLE, wire::read::<WatchRequest, _>(&mut reader, MAX_REQUEST)).await;
-            Some((read, reader))
-        }));
-        for message in first {
-            self.push(&mut writer, &message).await?;
-        }
-
-        let mut stop = self.shared.stop.clone();
-        let mut pace = Bucket::per_second(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
-        let mut keep_alive = interval(KEEP_ALIVE);
-        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut door_told = now();
-        let mut door_due: Option<Instant> = None;
-        loop {
-            let door = async {
-                match door_due {
-                    Some(when) => sleep_until(when.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = stopped(&mut stop) => {
-                    self.push(&mut writer, &WatchEvent::bye(Status::Ok)).await?;
-                    return Ok(timeout(STREAM_PATIENCE, writer.close()).await??);
-                }
-                request = requests.next() => {
-                    let request = match request {
-                        Some(Ok(Ok(request))) => request,
-                        Some(Ok(Err(ReadError::Ended))) | None => return Ok(()),
-                        Some(Ok(Err(error))) => return Err(error.into()),
-                        Some(Err(silent)) => return Err(silent.into()),
-                    };
-                    if request.leave.is_some() {
-                        self.goodbye = true;
-                        return Ok(timeout(STREAM_PATIENCE, writer.close()).await??);
-                    }
-                    if !pace.take(now()) {
-                        return Err(StreamError::TooMany);
-                    }
-                    if let Some(presence) = &request.refresh {
-                        let presented = checked(guest, presence);
-                        let registered = self.shared.with(|hub| hub.present(now(), &self.watching, presented));
-                        let event = WatchEvent { registered: Some(registered), ..WatchEvent::default() };
-                        self.push(&mut writer, &event).await?;
-                    }
-                }
-                () = unheard.notified() => {
-                    let (messages, door) = self.shared.with(|hub| hub.unheard(&self.watching));
-                    for message in messages {
-                        self.push(&mut writer, &message).await?;
-                    }
-                    if door && door_due.is_none() {
-                        door_due = Some(door_told.checked_add(DOOR_PACE).unwrap_or(door_told));
-                    }
-                }
-                () = door => {
-                    (door_due, door_told) = (None, now());
-                    let other_keys = self.shared.with(|hub| hub.other_keys(&self.watching));
-                    self.push(&mut writer, &WatchEvent { other_keys, ..WatchEvent::default() }).await?;
-                }
-                changed = addr.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    let observed: Multiaddr = addr.borrow_and_update().clone();
-                    let event = WatchEvent { observed: Some(observed.to_vec()), ..WatchEvent::default() };
-                    self.push(&mut writer, &event).await?;
-                }
-                _ = keep_alive.tick() => {
-                    let event = WatchEvent { keep_alive: Some(Empty {}), ..WatchEvent::default() };
-                    self.push(&mut writer, &event).await?;
-                }
-            }
-        }
-    }
-
-    async fn push<S: AsyncWrite + Unpin>(&self, to: &mut S, event: &WatchEvent) -> Result<(), StreamError> {
-        send(to, event).await?;
-        self.shared.pushed.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_are_json_objects_as_the_contract_names_them() {
-        let peer = PeerId::random();
-        let refused = ServerEvent::Refused { peer, why: Refusal::Limit };
-        let json = serde_json::to_value(refused).unwrap();
-        assert_eq!(
-            json,
-            serde_json::json!({ "event": "refused", "peer_id": peer.to_string(), "why": "limit" })
-        );
-        let json =
-            serde_json::to_value(ServerEvent::Stats(Stats { watchers: 3, ..Stats::default() })).unwrap();
-        assert_eq!((json.get("event"), json.get("watchers")), (Some(&"stats".into()), Some(&3.into())));
     }
 }

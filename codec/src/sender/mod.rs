@@ -261,14 +261,6 @@ impl Sender {
         self.controller.set_delay(delay);
     }
 
-    /// Sets [`SenderConfig::dtx`] anew.
-    pub fn set_dtx(&mut self, dtx: bool) {
-        if dtx != self.config.dtx {
-            self.config.dtx = dtx;
-            self.pauses = Pauses::default();
-        }
-    }
-
     /// Whether the speaker pauses, and packets with it.
     #[must_use]
     pub fn rests(&self) -> bool {

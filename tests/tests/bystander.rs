@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -40,14 +40,23 @@ struct Sender {
     others: usize,
 }
 
+/// By batch and address: a later batch may get the port of a member that has left.
+type Senders = BTreeMap<(usize, SocketAddr), Sender>;
+/// Said instead of a batch: there are no more.
+const END: usize = usize::MAX;
+
 /// Takes everything in and never answers.
-fn victim(socket: UdpSocket, end: Arc<AtomicBool>) -> std::thread::JoinHandle<BTreeMap<SocketAddr, Sender>> {
+fn victim(socket: UdpSocket, batch: Arc<AtomicUsize>) -> std::thread::JoinHandle<Senders> {
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     std::thread::spawn(move || {
-        let (mut senders, mut packet) = (BTreeMap::<SocketAddr, Sender>::new(), [0; 2048]);
-        while !end.load(Ordering::Relaxed) {
+        let (mut senders, mut packet) = (Senders::new(), [0; 2048]);
+        loop {
+            let batch = batch.load(Ordering::Relaxed);
+            if batch == END {
+                break;
+            }
             let Ok((length, from)) = socket.recv_from(&mut packet) else { continue };
-            let sender = senders.entry(from).or_default();
+            let sender = senders.entry((batch, from)).or_default();
             sender.bytes += length;
             match first_packet(&packet[..length]) {
                 Some(id) => _ = sender.dials.insert(id),
@@ -95,15 +104,16 @@ async fn member(room: &Invite, at: &Multiaddr, until: Instant) {
 }
 
 /// So many members are told; gives what each of them sent to the victim.
-async fn told(members: usize) -> BTreeMap<SocketAddr, Sender> {
+async fn told(members: usize) -> Senders {
     let hall = Hall::open();
     let at: Multiaddr = hall.at.parse().unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let named: Multiaddr = quic(socket.local_addr().unwrap()).parse().unwrap();
-    let end = Arc::new(AtomicBool::new(false));
-    let victim = victim(socket, end.clone());
+    let batch = Arc::new(AtomicUsize::new(0));
+    let victim = victim(socket, batch.clone());
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     for first in (0..members).step_by(BATCH) {
+        batch.store(first, Ordering::Relaxed);
         let rooms =
             (first..members.min(first + BATCH)).map(|i| format!("room-{i}").parse::<Invite>().unwrap());
         // The name of a room is slow to compute on purpose.
@@ -127,7 +137,7 @@ async fn told(members: usize) -> BTreeMap<SocketAddr, Sender> {
         futures::future::join_all(nodes).await;
         println!("{} of {members} members were told", first + rooms.len());
     }
-    end.store(true, Ordering::Relaxed);
+    batch.store(END, Ordering::Relaxed);
     victim.join().unwrap()
 }
 

@@ -2,7 +2,7 @@
 //! was heard before, so that a dead path does not sound like a dead line, nor a guess like a machine. Where a speaker pauses
 //! it is that noise from the first sample on.
 
-use crate::time::Samples;
+use crate::{levels::mean_square, time::Samples};
 
 /// The guess is played in full for so long.
 pub const FULL: Samples = Samples::from_ms(80);
@@ -72,7 +72,7 @@ impl Concealment {
     /// a `quiet` frame the speaker says that nothing else is in it.
     pub fn heard(&mut self, pcm: &mut [f32], channels: usize, quiet: bool) {
         self.run = 0;
-        let heard = amplitude(pcm);
+        let heard = mean_square(pcm).sqrt();
         if self.gain < 1.0 {
             for sample in pcm.chunks_exact_mut(channels) {
                 self.gain = (self.gain + 1.0 / RETURN).min(1.0);
@@ -101,11 +101,6 @@ impl Concealment {
         // The filter leaves a ninth of the power, and white noise has a third of its peak's.
         self.low * self.floor * 5.2
     }
-}
-
-/// Root of the mean square.
-fn amplitude(pcm: &[f32]) -> f32 {
-    (pcm.iter().map(|s| s * s).sum::<f32>() / pcm.len().max(1) as f32).sqrt()
 }
 
 #[cfg(test)]

@@ -53,6 +53,12 @@ impl Dbov {
     }
 }
 
+/// Mean square of samples; 0 where there are none.
+#[must_use]
+pub fn mean_square(pcm: &[f32]) -> f32 {
+    pcm.iter().map(|s| s * s).sum::<f32>() / pcm.len().max(1) as f32
+}
+
 /// Collects samples until asked for their loudness. Real-time safe.
 #[derive(Debug, Clone, Default)]
 pub struct Meter {

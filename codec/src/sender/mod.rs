@@ -57,7 +57,7 @@ pub struct SenderConfig {
     /// How much delay is taken for how much clarity, where no listener has its own wish. Default balanced.
     pub delay: Delay,
     /// Discontinuous transmission: after [`PAUSE_AFTER`] of quiet only one packet goes out each [`PAUSE_EVERY`], until
-    /// something is said. It tells whoever watches the path who takes turns. Default off (RFC 6562 section 3).
+    /// something is said. It tells whoever watches the path who takes turns. Default off (RFC 6562).
     pub dtx: bool,
 }
 

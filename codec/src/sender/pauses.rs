@@ -1,9 +1,9 @@
 //! Discontinuous transmission: whoever has been quiet for a while need not be sent packet by packet.
 //!
 //! A pause begins late, long after the last word, so that neither syllables nor words can be told from when packets are
-//! sent (RFC 6562 section 3); it ends at once. That somebody takes turns can be told, so it is off unless asked for.
+//! sent (RFC 6562); it ends at once. That somebody takes turns can be told, so it is off unless asked for.
 
-use crate::time::Samples;
+use crate::{levels::mean_square, time::Samples};
 
 /// Quiet for so long, and a pause begins.
 pub const PAUSE_AFTER: Samples = Samples::from_ms(1_000);
@@ -47,7 +47,7 @@ pub(super) struct Pauses {
 impl Pauses {
     /// Takes each frame in order.
     pub(super) fn judge(&mut self, pcm: &[f32], frame: Samples) -> Turn {
-        let power = pcm.iter().map(|s| s * s).sum::<f32>() / pcm.len().max(1) as f32;
+        let power = mean_square(pcm);
         let length = frame.0 as f32;
         let average = self.average.map_or(power, |a| a + (power - a) * (length / AVERAGED).min(1.0));
         self.room = match self.average.replace(average) {
@@ -117,7 +117,7 @@ mod tests {
     fn a_room_that_becomes_louder_is_learnt_within_seconds() {
         let mut pauses = Pauses::default();
         sent(&mut pauses, 5.0, 2e-4);
-        assert_eq!(sent(&mut pauses, 1.0, 3e-3), 200, "23 dB more are a voice for now");
+        assert_eq!(sent(&mut pauses, 1.0, 3e-3), 200, "23 dB more are taken for a voice at first");
         sent(&mut pauses, 6.0, 3e-3);
         assert!(sent(&mut pauses, 1.0, 3e-3) <= 11);
     }

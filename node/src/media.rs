@@ -1,7 +1,7 @@
 //! The media thread: from the microphone to the paths, from the paths to the ear.
 //!
 //! One thread, woken by the sound card's clock, and by others only where QUIC has something to do for them. QUIC's own
-//! tasks run on it too (see [`transport::Drive`]). In packet order, each round:
+//! tasks run on it too (see [`Drive`](crate::transport::Drive)). In packet order, each round:
 //!
 //! 1. QUIC takes in what the sockets hold. `obey`: commands of the node loop (a new voice, a key, a clock offset).
 //! 2. `receive`: every datagram that came since is opened and put into its speaker's jitter buffer.
@@ -45,7 +45,7 @@ use crate::{
         keys::{OpenStats, Opener, Sealer, SenderKey},
         proof::Proofs,
     },
-    transport::{self, Driver},
+    transport::{Driver, Tasks},
 };
 
 /// Datagrams of one speaker that wait for the next round. The oldest goes first: better a gap than a lag.
@@ -333,8 +333,9 @@ impl Media {
             next_report: Instant::now(),
             next_stats: Instant::now() + STATS_EVERY,
         };
-        let thread =
-            std::thread::Builder::new().name("media".into()).spawn(move || driver.run(engine.run()))?;
+        let thread = std::thread::Builder::new()
+            .name("media".into())
+            .spawn(move || driver.run(|quic| engine.run(quic)))?;
         Ok((Self { commands: Some(commands), thread: Some(thread), meters, opener }, told))
     }
 
@@ -388,6 +389,8 @@ struct Voice {
     hearing: Hearing,
     /// The gain at the end of the last block.
     gain: f32,
+    /// Its first sound was decoded, and was heard.
+    began: bool,
     heard: bool,
     sent: Traffic,
     received: Traffic,
@@ -424,7 +427,7 @@ struct Engine {
 }
 
 impl Engine {
-    async fn run(mut self) {
+    async fn run(mut self, mut quic: Tasks) {
         if !priority::real_time() {
             tracing::info!(
                 "no real-time priority for the media thread; `ulimit -r` or CAP_SYS_NICE would grant it"
@@ -432,14 +435,14 @@ impl Engine {
         }
         loop {
             self.audio.wait(LONGEST_WAIT);
-            transport::turn().await;
+            quic.turn().await;
             if !self.obey() {
                 break;
             }
             self.receive();
             self.play();
             self.speak();
-            transport::flush().await;
+            quic.flush();
             self.tell();
         }
         let last = Box::new(self.stats());
@@ -448,7 +451,7 @@ impl Engine {
         let closing = std::thread::Builder::new().name("sound close".into()).spawn(move || audio.finish());
         while closing.as_ref().is_ok_and(|closing| !closing.is_finished()) {
             std::thread::park_timeout(FAREWELL_WAIT);
-            transport::turn().await;
+            quic.turn().await;
         }
         if let Ok(Ok(Err(error))) = closing.map(JoinHandle::join) {
             tracing::warn!(%error, "the recording may be incomplete");
@@ -457,10 +460,10 @@ impl Engine {
         // The goodbyes still have to leave: QUIC goes on until the node has let go of it.
         while !matches!(self.orders.try_recv(), Err(std_mpsc::TryRecvError::Disconnected)) {
             std::thread::park_timeout(FAREWELL_WAIT);
-            transport::turn().await;
+            quic.turn().await;
         }
-        transport::turn().await;
-        transport::flush().await;
+        quic.turn().await;
+        quic.flush();
     }
 
     /// False when it is time to end.
@@ -569,6 +572,7 @@ impl Engine {
             meter: self.meters.insert(peer),
             hearing: Hearing::default(),
             gain: 1.0,
+            began: false,
             heard: false,
             sent: traffic,
             received: traffic,
@@ -628,7 +632,8 @@ impl Engine {
             self.voice_block.resize(len, 0.0);
             for voice in &mut self.voices {
                 let played = voice.receiver.play_into(now, delay_us, &mut self.voice_block);
-                if played.first_audio && !voice.heard {
+                voice.began |= played.first_audio;
+                if voice.began && !voice.heard && self.audio.playback.sounds() {
                     voice.heard = true;
                     self.audio.capture.start();
                     let at_ns = self.audio.playback.heard_at_ns();

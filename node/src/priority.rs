@@ -4,6 +4,8 @@ use thread_priority::{RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedu
 
 /// Nice value of threads that sound waits for.
 const HURRIED: i32 = -15;
+/// From the least nice value to the most.
+const PATIENT: i32 = 40;
 
 /// Puts the calling thread on the least real-time priority (SCHED_FIFO), or makes it nice to nobody, or neither: an
 /// ordinary user may be granted none of both. True where it is real-time.
@@ -20,6 +22,12 @@ pub fn real_time() -> bool {
         hurried();
     }
     granted
+}
+
+/// Lets every other thread come before the calling one, for work that nobody waits for.
+pub fn patient() {
+    // Raising it is everybody's right, and it goes no further than its end.
+    let _ = rustix::process::nice(PATIENT);
 }
 
 /// Makes the calling thread come before ordinary ones, where that is granted. For threads whose work strangers can

@@ -128,6 +128,14 @@ impl PlaybackEnd {
         self.heard_at(monotonic_ns())
     }
 
+    /// Whether what is written will be heard: by a device that is open and has begun, or a simulated card.
+    pub fn sounds(&self) -> bool {
+        match &self.0 {
+            Playback::Sim(_) => true,
+            Playback::Device(device, _) => device.sounds(),
+        }
+    }
+
     /// Who hears what is played, as far as the device says; nobody while it is away.
     pub fn reach(&self) -> Reach {
         match &self.0 {

@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use card::{SimCapture, SimPlayback};
 use clock::sleep_until;
-use device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, keep};
+use device::{Loudspeaker, Microphone, Outcome, Shape, keep};
 use event::Events;
 use source::Source;
 
@@ -106,46 +106,56 @@ impl Audio {
     /// See [`Error`]; [`Error::hint`] says what to do. Nothing stays open and no file has been touched, except that a
     /// recording is created last.
     pub fn open(config: AudioConfig) -> Result<Self, Error> {
+        let (audio, devices) = Self::begin(config)?;
+        devices.wait().map(|()| audio)
+    }
+
+    /// As [`Audio::open`], but does not wait for the devices: the ends work from now on, with silence and unheard until
+    /// theirs is open. A call can be set up meanwhile.
+    ///
+    /// # Errors
+    /// As [`Audio::open`]; of a device only where there is no thread to open it on.
+    pub fn begin(config: AudioConfig) -> Result<(Self, OpeningDevices), Error> {
         check(&config)?;
         let (events, news) = Events::new();
         let shape = Shape { period: config.period, channels: config.channels };
         let opener = EndOpener { shape, events: events.clone() };
         let source = switch::source(&config.input, config.channels, config.input_start)?;
-        let microphone = switch::microphone(&config.input);
-        let loudspeaker = switch::loudspeaker(&config.output);
         // Both at once: a sound server may take its time for each.
-        let microphone =
-            microphone.map(|wanted| keep::<Microphone>(wanted, shape, events.clone())).transpose()?;
-        let loudspeaker =
-            loudspeaker.map(|wanted| keep::<Loudspeaker>(wanted, shape, events.clone())).transpose()?;
-        let microphone = microphone.map(Opening::wait).transpose()?;
-        let loudspeaker = loudspeaker.map(Opening::wait).transpose()?;
+        let microphone = switch::microphone(&config.input)
+            .map(|wanted| keep::<Microphone>(wanted, shape, events.clone()))
+            .transpose()?;
+        let loudspeaker = switch::loudspeaker(&config.output)
+            .map(|wanted| keep::<Loudspeaker>(wanted, shape, events.clone()))
+            .transpose()?;
+        let mut devices = OpeningDevices(Vec::new());
+        let microphone = microphone.map(|opening| {
+            let (end, outcome) = opener.captured(opening);
+            devices.0.push(outcome);
+            end
+        });
+        if loudspeaker.is_none() && !matches!(config.output, OutputSpec::Null) {
+            // What is played into is touched only where there is something to hear.
+            std::mem::replace(&mut devices, OpeningDevices(Vec::new())).wait()?;
+        }
         let sink = switch::sink(&config.output, config.channels, &events)?;
         let t0_ns = monotonic_ns();
-        let capture = match microphone {
-            Some((keeper, arriving)) => {
-                CaptureEnd::device(DeviceCapture::new(arriving, shape, events.clone()), keeper)
-            }
-            None => {
-                let source = source.unwrap_or(Source::Silence);
-                CaptureEnd::simulated(SimCapture::new(
-                    source,
-                    t0_ns,
-                    config.period,
-                    config.channels,
-                    events.clone(),
-                ))
-            }
-        };
+        let capture = microphone.unwrap_or_else(|| {
+            let source = source.unwrap_or(Source::Silence);
+            let card = SimCapture::new(source, t0_ns, config.period, config.channels, events.clone());
+            CaptureEnd::simulated(card)
+        });
         let playback = match loudspeaker {
-            Some((keeper, arriving)) => {
-                PlaybackEnd::device(DevicePlayback::new(arriving, shape, events), keeper)
+            Some(opening) => {
+                let (end, outcome) = opener.played(opening);
+                devices.0.push(outcome);
+                end
             }
             None => {
                 PlaybackEnd::simulated(SimPlayback::new(sink, t0_ns, config.period, config.channels, events))
             }
         };
-        Ok(Self { capture, playback, events: news, opener, sharp: false })
+        Ok((Self { capture, playback, events: news, opener, sharp: false }, devices))
     }
 
     /// A sound card before a mirror: what is played is captured again, `after` so long. Both ends share one clock.
@@ -210,6 +220,20 @@ impl Audio {
     /// [`Error::Unfinished`] if the disk did not take the last of a recording within a second.
     pub fn finish(mut self) -> Result<(), Error> {
         self.playback.finish()
+    }
+}
+
+/// Devices that [`Audio::begin`] opens.
+#[derive(Debug)]
+pub struct OpeningDevices(Vec<Outcome>);
+
+impl OpeningDevices {
+    /// Waits until all of them are open.
+    ///
+    /// # Errors
+    /// Why one cannot be opened; its end stays silent.
+    pub fn wait(self) -> Result<(), Error> {
+        self.0.into_iter().try_for_each(Outcome::wait)
     }
 }
 

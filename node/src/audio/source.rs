@@ -66,9 +66,12 @@ impl Source {
             }
             Self::Tone { step, at } => {
                 let met = Met { first: (*at == 0).then_some(0), end: None };
+                // Exact where the block begins; from there each frame is the one before, turned on.
+                let (mut sine, mut cosine) = ((*step * *at as f64).fract() * std::f64::consts::TAU).sin_cos();
+                let (up, on) = (*step * std::f64::consts::TAU).sin_cos();
                 for frame in out.chunks_exact_mut(channels) {
-                    let turn = (*step * *at as f64).fract() * std::f64::consts::TAU;
-                    frame.fill((turn.sin() * TONE_PEAK) as f32);
+                    frame.fill((sine * TONE_PEAK) as f32);
+                    (sine, cosine) = (sine * on + cosine * up, cosine * on - sine * up);
                     *at += 1;
                 }
                 met

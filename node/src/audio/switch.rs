@@ -2,7 +2,10 @@
 
 use super::card::{SimCapture, SimPlayback, Sink};
 use super::clock::monotonic_ns;
-use super::device::{DeviceCapture, DevicePlayback, Loudspeaker, Microphone, Opening, Shape, Wanted, keep};
+use super::device::{
+    DeviceCapture, DevicePlayback, LiveCapture, LivePlayback, Loudspeaker, Microphone, Opening, Outcome,
+    Shape, Wanted, keep,
+};
 use super::event::{End, Events};
 use super::pipe::{PipeSink, PipeSource};
 use super::source::Source;
@@ -32,12 +35,9 @@ impl EndOpener {
     pub fn capture(&self, input: &InputSpec) -> Result<CaptureEnd, Error> {
         let Shape { period, channels } = self.shape;
         if let Some(wanted) = microphone(input) {
-            let (keeper, arriving) =
-                keep::<Microphone>(wanted, self.shape, self.events.clone()).and_then(Opening::wait)?;
-            return Ok(CaptureEnd::device(
-                DeviceCapture::new(arriving, self.shape, self.events.clone()),
-                keeper,
-            ));
+            let opening = keep::<Microphone>(wanted, self.shape, self.events.clone())?;
+            let (end, outcome) = self.captured(opening);
+            return outcome.wait().map(|()| end);
         }
         let source = source(input, channels, InputStart::Now)?.unwrap_or(Source::Silence);
         Ok(CaptureEnd::simulated(SimCapture::new(
@@ -56,12 +56,9 @@ impl EndOpener {
     pub fn playback(&self, output: &OutputSpec) -> Result<PlaybackEnd, Error> {
         let Shape { period, channels } = self.shape;
         if let Some(wanted) = loudspeaker(output) {
-            let (keeper, arriving) =
-                keep::<Loudspeaker>(wanted, self.shape, self.events.clone()).and_then(Opening::wait)?;
-            return Ok(PlaybackEnd::device(
-                DevicePlayback::new(arriving, self.shape, self.events.clone()),
-                keeper,
-            ));
+            let opening = keep::<Loudspeaker>(wanted, self.shape, self.events.clone())?;
+            let (end, outcome) = self.played(opening);
+            return outcome.wait().map(|()| end);
         }
         let sink = sink(output, channels, &self.events)?;
         Ok(PlaybackEnd::simulated(SimPlayback::new(
@@ -71,6 +68,18 @@ impl EndOpener {
             channels,
             self.events.clone(),
         )))
+    }
+
+    /// The end of a microphone that is being opened: silence until it is.
+    pub(super) fn captured(&self, opening: Opening<LiveCapture>) -> (CaptureEnd, Outcome) {
+        let Opening { keeper, arriving, outcome } = opening;
+        (CaptureEnd::device(DeviceCapture::new(arriving, self.shape, self.events.clone()), keeper), outcome)
+    }
+
+    /// The end of a loudspeaker that is being opened: heard by nobody until it is.
+    pub(super) fn played(&self, opening: Opening<LivePlayback>) -> (PlaybackEnd, Outcome) {
+        let Opening { keeper, arriving, outcome } = opening;
+        (PlaybackEnd::device(DevicePlayback::new(arriving, self.shape, self.events.clone()), keeper), outcome)
     }
 }
 

@@ -18,7 +18,9 @@ use super::{
     relay::relay,
 };
 use crate::{
-    audio::{self, Audio, AudioConfig, InputSpec, InputStart, OutputSpec, Switch, VoiceChoice},
+    audio::{
+        self, Audio, AudioConfig, InputSpec, InputStart, OpeningDevices, OutputSpec, Switch, VoiceChoice,
+    },
     controls::Controls,
     ctl,
     events::{self, Event, Format, Notice, Stamped},
@@ -205,11 +207,8 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
         period: args.period_ms,
         input_start: if args.input_start == "first-peer" { InputStart::FirstPeer } else { InputStart::Now },
     };
-    let audio = Audio::open(audio).map_err(|error| Failure {
-        code: if error.is_device() { 4 } else { 2 },
-        message: error.to_string(),
-        hint: error.hint(),
-    })?;
+    // Devices are opened while the node finds the others.
+    let (audio, devices) = Audio::begin(audio).map_err(without_sound)?;
     // What is named with the room is used; with nothing named the configured servers are, and the local network.
     let is_named = args.at_is_typed || !args.room.rendezvous.is_empty();
     let at: &[Multiaddr] = if args.at_is_typed || !is_named { &args.at } else { &[] };
@@ -287,7 +286,7 @@ pub fn run(args: JoinArgs) -> Result<ExitCode, Failure> {
     let runtime = node_runtime()?;
     // This thread becomes the network's: what it reads late is heard late.
     priority::hurried();
-    let ended = runtime.block_on(talk(config, audio, wires));
+    let ended = runtime.block_on(talk(config, audio, devices, wires));
     // A sound system that hangs while it opens a device must not keep the person.
     runtime.shutdown_background();
     ended
@@ -312,7 +311,12 @@ struct Wires {
     socket: Option<PathBuf>,
 }
 
-async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCode, Failure> {
+async fn talk(
+    config: node::Config,
+    audio: Audio,
+    devices: OpeningDevices,
+    wires: Wires,
+) -> Result<ExitCode, Failure> {
     let Wires { shown, commands, orders, face, history, socket } = wires;
     let (events, told) = mpsc::channel(events::MAX_WAITING_EVENTS);
     spawn_signals(commands.clone());
@@ -338,6 +342,14 @@ async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCo
     if let Face::Screen(screen) = &face {
         screen.show_levels(node.meters());
     }
+    let leave = commands.clone();
+    let (refuse, mut refused) = oneshot::channel();
+    tokio::spawn(async move {
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(|| devices.wait()).await {
+            let _ = refuse.send(error);
+            let _ = leave.send(Command::Leave.into()).await;
+        }
+    });
     let ended = node.run(orders).await.map_err(failed)?;
     drop(commands);
     if let Some(serving) = serving {
@@ -356,6 +368,9 @@ async fn talk(config: node::Config, audio: Audio, wires: Wires) -> Result<ExitCo
             // The printer ends with the last event; a reader that does not read must not keep us.
             let _ = tokio::time::timeout(Duration::from_millis(500), printed).await;
         }
+    }
+    if let Ok(error) = refused.try_recv() {
+        return Err(without_sound(error));
     }
     let code = match ended {
         Ended::Left => 0,
@@ -394,6 +409,10 @@ fn open_history(args: &JoinArgs, name: &str) -> Result<Option<History>, Failure>
         let message = format!("no history can be kept in {}: {error}", path.display());
         Failure::usage(message, "Name a file in a folder that you may write to.")
     })
+}
+
+fn without_sound(error: audio::Error) -> Failure {
+    Failure { code: if error.is_device() { 4 } else { 2 }, message: error.to_string(), hint: error.hint() }
 }
 
 pub(super) fn failed(error: node::Error) -> Failure {

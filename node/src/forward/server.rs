@@ -19,7 +19,7 @@ use futures::{AsyncReadExt as _, StreamExt as _, stream};
 use libp2p::PeerId;
 use tokio::{
     sync::{Notify, watch},
-    time::{MissedTickBehavior, interval, sleep_until, timeout},
+    time::{MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -47,6 +47,9 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 pub const MEMBERS_PACE: Duration = Duration::from_millis(200);
 /// A peer is told at most this often that it sends too much.
 pub const REFUSALS_EVERY: Duration = Duration::from_secs(1);
+/// Whoever opens a room is given so long to be registered in it, and looked for this often.
+pub const REGISTERS_WITHIN: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A datagram read from a connection that brings nothing but what cannot be forwarded is followed by this pause, so that
 /// a stranger's flood costs little.
 const STRANGER_PAUSE: Duration = Duration::from_millis(10);
@@ -211,7 +214,13 @@ impl Forwarder {
         let peer = inbound.peer;
         let first: ForwardRequest =
             timeout(STREAM_PATIENCE, framing::read(&mut inbound.stream, MAX_CONTROL)).await??;
-        let opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, membership);
+        // Who comes in a hurry asks for both at once, on two streams: what registers it may be a moment behind.
+        let until = Instant::now() + REGISTERS_WITHIN;
+        let mut opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, &membership);
+        while matches!(opened, Err(Refusal::NotAMember)) && Instant::now() < until {
+            sleep(LOOK_EVERY).await;
+            opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, &membership);
+        }
         let (session, room, queue) = match opened {
             Ok(opened) => opened,
             Err(why) => {
@@ -259,7 +268,7 @@ impl Forwarder {
         peer: PeerId,
         prefix: Prefix,
         first: &ForwardRequest,
-        membership: impl Fn(&str) -> Option<Room>,
+        membership: &impl Fn(&str) -> Option<Room>,
     ) -> Result<(Session, Room, Arc<Queue<ForwardEvent>>), Refusal> {
         let open = first.open.as_ref().ok_or(Refusal::Malformed)?;
         let carrier = Carrier::try_from(open.carrier).map_err(|_| Refusal::Malformed)?;

@@ -10,11 +10,11 @@
 //! HKDF-SHA256 (RFC 5869); one salt for the project, one label per purpose, variable parts with their length.
 //! What derives from the name alone can be found by guessing names: an open room hides nothing from who guesses it.
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use aws_lc_rs::{hkdf, hmac, pbkdf2};
+use aws_lc_rs::{hkdf, hmac};
 use libp2p_identity::PeerId;
+use pbkdf2::{pbkdf2_hmac_array, sha2::Sha256};
 use zeroize::Zeroizing;
 
 use super::{RoomName, Secret};
@@ -23,7 +23,7 @@ use super::{RoomName, Secret};
 pub const NAMESPACE_PERIOD: u64 = 24 * 3600;
 /// Iterations of PBKDF2-HMAC-SHA256 behind [`RoomSecrets::door`]: 0.07 s on a processor with SHA instructions, some
 /// 0.3 s without; once per room and process here, and once for every name that a server guesses.
-pub const DOOR_ITERATIONS: NonZeroU32 = NonZeroU32::new(600_000).unwrap();
+pub const DOOR_ITERATIONS: u32 = 600_000;
 
 const SALT: &[u8] = b"hallway room derivations, version 1";
 
@@ -88,16 +88,8 @@ impl RoomSecrets {
     /// A slow hash of the room's name alone. A server that keeps it can say "others use this name with another
     /// secret" without showing whom. Takes 0.07 to 0.3 s of computing: not on a thread that others wait for.
     pub fn door(&self) -> [u8; 32] {
-        let mut out = [0u8; 32];
         let name = self.name.as_str().as_bytes();
-        pbkdf2::derive(
-            pbkdf2::PBKDF2_HMAC_SHA256,
-            DOOR_ITERATIONS,
-            b"hallway room door, version 1",
-            name,
-            &mut out,
-        );
-        out
+        pbkdf2_hmac_array::<Sha256, 32>(name, b"hallway room door, version 1", DOOR_ITERATIONS)
     }
 
     /// What names the room in the clear to a peer, in the first message from `from` to `to`. Proves nothing; it

@@ -9,6 +9,10 @@ impl Node {
     pub(super) fn handle_rendezvous(&mut self, server: usize, event: ClientEvent) {
         let addr = self.links.address(server);
         match event {
+            ClientEvent::Asked { server: peer_id, addr: reached } => {
+                self.links.reached(server, peer_id, reached);
+                self.open_relays(server);
+            }
             ClientEvent::Connected { server: peer_id, addr: reached, .. } => {
                 self.links.reached(server, peer_id, reached);
                 let addresses = self.own_addresses();
@@ -113,9 +117,9 @@ impl Node {
         if peer.paths.direct() == 0 {
             peer.dial_at(now + patience);
         }
-        if !peer.paths.is_empty() && !peer.session.is_established() && !peer.session.is_connecting() {
+        if peer.paths.direct() > 0 {
             // It reached us before we heard of it, and has not begun: it may not know yet that we share a room.
-            peer.session.connect(now);
+            peer.call(now);
         }
         if new {
             self.tell_peer(id, PeerState::Discovered, None);
@@ -261,10 +265,11 @@ impl Node {
         if self.links.is_server(&peer) {
             self.server_connected(peer);
         }
-        if let Some(known) = self.peers.get_mut(&peer)
-            && start
-        {
-            known.session.connect(now);
+        if let Some(known) = self.peers.get_mut(&peer) {
+            known.session.hurry(now);
+            if start {
+                known.session.connect(now);
+            }
         }
     }
 

@@ -100,8 +100,9 @@ const DIAL_SECOND: Duration = Duration::from_millis(300);
 const MAX_SEND_DELAY_US: u32 = 20_000;
 /// Longest time between two looks at everything.
 const TICK: Duration = Duration::from_secs(1);
-/// Longest wait for the first address of each listener.
+/// Longest wait for the first address of all listeners, and from then on for one of each: a machine may have none of a family.
 const LISTENERS_PATIENCE: Duration = Duration::from_millis(250);
+const OTHER_LISTENERS_PATIENCE: Duration = Duration::from_millis(15);
 /// Those who wait to be dialled are dialled at once at most this often.
 const AT_ONCE_EVERY: Duration = Duration::from_secs(1);
 
@@ -192,7 +193,9 @@ impl Node {
         for addr in &config.listen {
             let listening = swarm.listen_on(addr.clone());
             let id = listening.map_err(|e| Error::Listen { addr: addr.clone(), reason: root_cause(&e) })?;
-            silent_listeners.insert(id);
+            if transport::may_have_address(addr) {
+                silent_listeners.insert(id);
+            }
         }
         let (media, media_events) = Media::start(driver, audio, config.voice())?;
         let links = ServerLinks::new(
@@ -386,6 +389,7 @@ impl Node {
                     dial.push(*id);
                 }
             }
+            peer.call_due(now);
             if peer.session.is_established() && peer.paths.look(now) {
                 looked.push(*id);
                 peer.ask_paths(now);
@@ -427,7 +431,13 @@ impl Node {
         tokio::pin!(patience);
         while !self.silent_listeners.is_empty() {
             tokio::select! {
-                event = self.swarm.select_next_some() => self.handle_swarm(event),
+                event = self.swarm.select_next_some() => {
+                    let none = self.listening.is_empty();
+                    self.handle_swarm(event);
+                    if none && !self.listening.is_empty() {
+                        patience.as_mut().reset(tokio::time::Instant::now() + OTHER_LISTENERS_PATIENCE);
+                    }
+                }
                 () = &mut patience => {
                     tracing::debug!(silent = self.silent_listeners.len(), "not every listener has an address yet");
                     return;

@@ -60,6 +60,8 @@ pub struct Peer {
     pub lost_since: Option<Instant>,
     /// Somebody said that it is in our room: the rendezvous, the local network, a member.
     pub wanted: bool,
+    /// When it is called on whatever paths there are, unless it has called before.
+    pub call_at: Option<Instant>,
     /// A member, with this name.
     pub name: Option<String>,
     /// The last state told to the outside.
@@ -100,6 +102,7 @@ impl Peer {
             proven: Vec::new(),
             lost_since: None,
             wanted: false,
+            call_at: None,
             name: None,
             told: None,
             told_name: None,
@@ -224,6 +227,21 @@ impl Peer {
         self.dial_at(now + ASK_BUDGET_AGAIN);
     }
 
+    /// Calls it where that is due.
+    pub fn call_due(&mut self, now: Instant) {
+        if self.call_at.is_some_and(|at| at <= now) {
+            self.call_at = None;
+            self.call(now);
+        }
+    }
+
+    /// Calls whoever is wanted and neither talks to us nor is about to.
+    pub fn call(&mut self, now: Instant) {
+        if self.wanted && !self.session.is_established() && !self.session.is_connecting() {
+            self.session.connect(now);
+        }
+    }
+
     /// Sends what the session wants to say: on the path in use, and before there is a session on all of them, since
     /// nobody knows yet which one works.
     pub fn transmit(&mut self, now: Instant) {
@@ -334,7 +352,8 @@ impl Peer {
         let established = self.session.is_established();
         let ping = established.then_some(self.next_ping);
         let look = self.paths.look_due().filter(|_| established);
-        [self.session.poll_timeout(), self.next_dial, self.dismissed, ping, look].into_iter().flatten().min()
+        let session = self.session.poll_timeout();
+        [session, self.next_dial, self.call_at, self.dismissed, ping, look].into_iter().flatten().min()
     }
 }
 

@@ -39,6 +39,8 @@ struct OpenRoom {
     server: PeerId,
     uplink: Arc<Uplink>,
     members: Vec<(u8, PeerId)>,
+    /// Whether the server has said who is in it.
+    listed: bool,
     next_bind: Instant,
     udp_again: Instant,
     udp_wait: Duration,
@@ -135,6 +137,7 @@ impl Node {
                     server,
                     uplink,
                     members: Vec::new(),
+                    listed: false,
                     next_bind: now + BIND_EVERY / 4,
                     udp_again: now + UDP_AGAIN,
                     udp_wait: UDP_AGAIN,
@@ -147,6 +150,7 @@ impl Node {
             LinkEvent::Members { run, members } => {
                 let Some(room) = self.relays.open_rooms().find(|room| room.run == run) else { return };
                 let before = std::mem::replace(&mut room.members, members.clone());
+                let first = !std::mem::replace(&mut room.listed, true);
                 let uplink = room.uplink.clone();
                 for (index, peer) in before.into_iter().filter(|member| !members.contains(member)) {
                     if let Some(known) = self.peers.get_mut(&peer) {
@@ -155,7 +159,7 @@ impl Node {
                     }
                 }
                 for (_, peer) in members {
-                    self.discovered_by_relay(peer, now);
+                    self.discovered_by_relay(peer, now, first);
                 }
             }
             LinkEvent::Draining { run } => {
@@ -206,8 +210,9 @@ impl Node {
         }
     }
 
-    /// A server knows of somebody who can be reached through it.
-    fn discovered_by_relay(&mut self, id: PeerId, now: Instant) {
+    /// A server knows of somebody who can be reached through it. Whoever came `first` is called; those who come after us
+    /// call, and would not hear a call before their part of the room is open.
+    fn discovered_by_relay(&mut self, id: PeerId, now: Instant, first: bool) {
         if id == self.me || self.is_forwarder(&id) || self.elsewhere.contains(now, &id) {
             return;
         }
@@ -216,6 +221,8 @@ impl Node {
             self.tell_peer(id, PeerState::Discovered, None);
         }
         self.offer_relays(id, now);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.call_at = Some(if first { now } else { now + DIAL_SECOND });
     }
 
     /// Whether our datagrams go through this peer. No way to it may lead through a server, or that way could become its own
@@ -248,9 +255,6 @@ impl Node {
         }
         if added {
             peer.relayed(now);
-            if peer.wanted && !peer.session.is_established() && !peer.session.is_connecting() {
-                peer.session.connect(now);
-            }
             self.choose_path(id);
         }
         has

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::PathChoice;
 use crate::{
     invite::RoomSecrets,
+    priority,
     rendezvous::{
         Client, ClientConfig, ClientError, ClientEvent, Opener, Scope, Target, policy::dialable, scope_of,
         streams::is_quic, wire::DOOR_LEN,
@@ -113,14 +114,19 @@ impl ServerLinks {
         if self.servers.is_empty() {
             return Ok(());
         }
-        // The door is slow to compute on purpose; nobody waits for it.
+        // The door is slow to compute on purpose; nobody waits for it, and a call that begins must not either.
         let (send, receive) = oneshot::channel();
         let secrets = self.secrets.clone();
-        tokio::task::spawn_blocking(move || {
+        let work = std::thread::Builder::new().name("door".into());
+        let begun = work.spawn(move || {
+            priority::patient();
             let mut door = [0; DOOR_LEN];
             door.copy_from_slice(&secrets.door()[..DOOR_LEN]);
             let _ = send.send(door);
         });
+        if let Err(error) = begun {
+            tracing::warn!(%error, "no thread to compute the room's door on; nobody is told of another secret");
+        }
         self.door = Some(receive);
         self.register_names()
     }

@@ -122,6 +122,13 @@ pub enum Via {
 /// What a node should know.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ClientEvent {
+    /// A server of ours was reached and asked to list us. What else is wanted of it can go out in the same flight.
+    Asked {
+        /// Its identity, proven.
+        server: PeerId,
+        /// Where we reached it.
+        addr: Multiaddr,
+    },
     /// The server answers.
     Connected {
         /// Its identity, proven.
@@ -423,6 +430,7 @@ impl Session {
             presence: Some(self.presence()?),
         };
         send(&mut writer, &WatchRequest { watch: Some(watch), ..WatchRequest::default() }).await?;
+        self.emit(ClientEvent::Asked { server: peer, addr: relation.addr.clone() }).await?;
 
         let mut pace = Bucket::per_second(MESSAGE_BURST, MESSAGES_PER_SECOND, now());
         let mut keep_alive = interval(KEEP_ALIVE);

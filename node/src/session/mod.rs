@@ -230,6 +230,19 @@ impl Session {
         }
     }
 
+    /// There is another way to the peer: what a handshake waits for may have got lost on the others.
+    pub fn hurry(&mut self, now: Instant) {
+        self.now = now;
+        let (retry, datagram) = match (&mut self.calling, &mut self.answering) {
+            (Some(Calling::Hello(attempt)), _) => (&mut attempt.retry, &attempt.phase.datagram),
+            (Some(Calling::Proof(proof)), _) => (&mut proof.0.retry, &proof.0.phase.datagram),
+            (None, Some(attempt)) => (&mut attempt.retry, &attempt.phase.datagram),
+            (None, None) => return,
+        };
+        retry.delay(now);
+        self.outgoing.push_back(datagram.clone());
+    }
+
     /// Takes a datagram of kind [`HANDSHAKE`] or [`CHANNEL`]; others are ignored.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) {
         self.now = now;

@@ -40,6 +40,17 @@ pub fn to_multiaddr(addr: SocketAddr) -> Multiaddr {
     Multiaddr::empty().with(addr.ip().into()).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
 }
 
+/// Whether something that listens there can have an address now: where IPv6 is off, or has nothing but the module loaded, there
+/// is not even one of the machine's own.
+pub fn may_have_address(addr: &Multiaddr) -> bool {
+    match ip_of(addr) {
+        Some(IpAddr::V6(ip)) if ip.is_unspecified() => {
+            std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)).is_ok()
+        }
+        _ => true,
+    }
+}
+
 /// Whether this machine has IPv6 at all. Listening on every interface must not fail where it has not.
 pub fn has_ipv6() -> bool {
     std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0)).is_ok()

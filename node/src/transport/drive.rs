@@ -4,8 +4,10 @@
 //! would be half of all the work. So a node's QUIC tasks live on the media thread, which is awake once a period anyway:
 //!
 //! 1. [`drive`] makes a [`Driver`], which the media thread owns, and a [`Drive`], which everybody else holds.
-//! 2. The media thread runs inside [`Driver::run`]. With each period of the card it calls [`turn`] to take in what the
-//!    sockets hold, plays and speaks, and calls [`flush`], which sends what was spoken.
+//! 2. The media thread works inside [`Driver::run`], which lends it the [`Tasks`]. With each period of the card it calls
+//!    [`Tasks::turn`] to take in what the sockets hold, plays and speaks, and calls [`Tasks::flush`], which sends what was
+//!    spoken. Only a turn asks the kernel what has come, and once: tokio's own queue of tasks would ask with each look at
+//!    them, so it is used for sockets and timers alone.
 //! 3. When another thread has something for QUIC to do (a dial, a message of the room), the media thread is woken at
 //!    once: see [`Drive::hurry`]. Datagrams that arrive wait for the next period, when they could be played at the
 //!    earliest.
@@ -18,30 +20,59 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
     time::Instant,
 };
 
+use crossbeam_queue::SegQueue;
+use futures::{Stream, stream::FuturesUnordered};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::runtime::{Builder, Handle};
 
-/// Tasks run between two looks of the media thread at its own work.
-pub const MAX_TASKS_A_TURN: u32 = 24;
+/// Looks at the tasks in one turn or flush: each gives every task that has something to do one go, so that what one hands to
+/// another is done in the same turn.
+pub const MAX_LOOKS: u32 = 8;
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The media thread's end: runs QUIC's tasks.
 #[derive(Debug)]
 pub struct Driver {
     runtime: Foreground,
-    thread: Arc<OnceLock<Thread>>,
+    tasks: Tasks,
+}
+
+/// QUIC's tasks, lent to the work inside [`Driver::run`].
+pub struct Tasks {
+    at_work: FuturesUnordered<Task>,
+    shared: Arc<Shared>,
+    /// Wakes `shared`.
+    bell: Waker,
 }
 
 /// Everybody else's end: brings tasks to the driver, and wakes it for them.
 #[derive(Debug, Clone)]
 pub struct Drive {
     handle: Handle,
-    thread: Arc<OnceLock<Thread>>,
+    shared: Arc<Shared>,
+}
+
+/// What both ends know.
+#[derive(Default)]
+struct Shared {
+    /// Tasks that were not looked at yet.
+    arriving: SegQueue<Task>,
+    /// A task has something to do that had nothing when it was looked at.
+    rung: AtomicBool,
+    /// The one that drives, once it does.
+    thread: OnceLock<Thread>,
+    /// Nobody will look at tasks any more.
+    ended: AtomicBool,
 }
 
 /// A driver that nobody runs yet, and the end for all others.
@@ -49,10 +80,11 @@ pub struct Drive {
 /// # Errors
 /// Where the system grants no more descriptors.
 pub fn drive() -> io::Result<(Driver, Drive)> {
-    let runtime = Builder::new_current_thread().enable_all().event_interval(MAX_TASKS_A_TURN).build()?;
-    let thread = Arc::new(OnceLock::new());
-    let drive = Drive { handle: runtime.handle().clone(), thread: thread.clone() };
-    Ok((Driver { runtime: Foreground(Some(runtime)), thread }, drive))
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let shared = Arc::new(Shared::default());
+    let drive = Drive { handle: runtime.handle().clone(), shared: shared.clone() };
+    let tasks = Tasks { at_work: FuturesUnordered::new(), bell: shared.clone().into(), shared };
+    Ok((Driver { runtime: Foreground(Some(runtime)), tasks }, drive))
 }
 
 /// A runtime that may be dropped anywhere: a driver that nobody ran is dropped by asynchronous code, where tokio's own
@@ -78,36 +110,62 @@ impl Drop for Foreground {
 }
 
 impl Driver {
-    /// Runs `work` on the calling thread, which is the only one that QUIC's tasks run on from now on, and only while
-    /// `work` awaits [`turn`] or [`flush`]. Ends with it; unfinished tasks are dropped.
-    pub fn run<T>(self, work: impl Future<Output = T>) -> T {
-        let _ = self.thread.set(std::thread::current());
-        self.runtime.block_on(work)
+    /// Does `work` on the calling thread, which is the only one that QUIC's tasks run on from now on, and only while `work`
+    /// is in [`Tasks::turn`] or [`Tasks::flush`]. Ends with it; unfinished tasks are dropped.
+    pub fn run<T, F: Future<Output = T>>(self, work: impl FnOnce(Tasks) -> F) -> T {
+        let Self { runtime, tasks } = self;
+        let _ = tasks.shared.thread.set(std::thread::current());
+        runtime.block_on(work(tasks))
     }
 }
 
-/// Takes in what the sockets hold and lets the tasks work on it. Sleeps never.
-pub async fn turn() {
-    // The first look finds what has arrived and the timers that are due, the second comes after the tasks' work.
-    tokio::task::yield_now().await;
-    tokio::task::yield_now().await;
+impl Tasks {
+    /// Takes in what the sockets hold and lets the tasks work on it. Sleeps never.
+    pub async fn turn(&mut self) {
+        // tokio looks at sockets and timers, and comes back.
+        tokio::task::yield_now().await;
+        self.flush();
+    }
+
+    /// Lets the tasks do what there is for them to do, such as to send what was handed to them. Sleeps never.
+    pub fn flush(&mut self) {
+        let mut cx = Context::from_waker(&self.bell);
+        for _ in 0..MAX_LOOKS {
+            while let Some(task) = self.shared.arriving.pop() {
+                self.at_work.push(task);
+            }
+            self.shared.rung.store(false, Ordering::Release);
+            // Pending where nothing is left to do, and where much was done and more is left: the bell rings then.
+            while let Poll::Ready(Some(())) = Pin::new(&mut self.at_work).poll_next(&mut cx) {}
+            if !self.shared.rung.load(Ordering::Acquire) && self.shared.arriving.is_empty() {
+                return;
+            }
+        }
+    }
 }
 
-/// Lets the tasks send what was handed to them since the last turn. Sleeps never.
-pub async fn flush() {
-    tokio::task::yield_now().await;
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        self.shared.forget();
+    }
+}
+
+impl std::fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tasks").field("at_work", &self.at_work.len()).finish_non_exhaustive()
+    }
 }
 
 impl Drive {
     /// Ends the media thread's sleep, which must be a [`std::thread::park_timeout`].
     pub fn hurry(&self) {
-        hurry(&self.thread);
+        self.shared.hurry();
     }
 
     /// Runs a task beside QUIC's own. It must never block.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.handle.spawn(Hurrying::new(Box::pin(task), self.thread.clone()));
-        self.hurry();
+        Runtime::spawn(self, Box::pin(task));
     }
 }
 
@@ -117,8 +175,11 @@ impl Runtime for Drive {
         TokioRuntime.new_timer(at)
     }
 
-    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.handle.spawn(Hurrying::new(task, self.thread.clone()));
+    fn spawn(&self, task: Task) {
+        self.shared.arriving.push(task);
+        if self.shared.ended.load(Ordering::SeqCst) {
+            self.shared.forget();
+        }
         self.hurry();
     }
 
@@ -132,57 +193,36 @@ impl Runtime for Drive {
     }
 }
 
-fn hurry(thread: &OnceLock<Thread>) {
-    if let Some(thread) = thread.get()
-        && thread.id() != std::thread::current().id()
-    {
-        thread.unpark();
+impl Shared {
+    /// Wakes the driving thread, from another one.
+    fn hurry(&self) {
+        if let Some(thread) = self.thread.get()
+            && thread.id() != std::thread::current().id()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Drops what waits: tasks hold on to what they are kept in.
+    fn forget(&self) {
+        while self.arriving.pop().is_some() {}
     }
 }
 
-/// A task that, woken from another thread, wakes the media thread too.
-struct Hurrying {
-    task: Pin<Box<dyn Future<Output = ()> + Send>>,
-    thread: Arc<OnceLock<Thread>>,
-    /// The waker given to the task, and the task's own behind it.
-    waker: Option<(Waker, Waker)>,
-}
-
-impl Hurrying {
-    fn new(task: Pin<Box<dyn Future<Output = ()> + Send>>, thread: Arc<OnceLock<Thread>>) -> Self {
-        Self { task, thread, waker: None }
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("arriving", &self.arriving.len()).finish_non_exhaustive()
     }
 }
 
-impl Future for Hurrying {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let given = match &this.waker {
-            Some((given, own)) if own.will_wake(cx.waker()) => given,
-            _ => {
-                let bell = Bell { own: cx.waker().clone(), thread: this.thread.clone() };
-                &this.waker.insert((Arc::new(bell).into(), cx.waker().clone())).0
-            }
-        };
-        this.task.as_mut().poll(&mut Context::from_waker(given))
-    }
-}
-
-struct Bell {
-    own: Waker,
-    thread: Arc<OnceLock<Thread>>,
-}
-
-impl Wake for Bell {
+impl Wake for Shared {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.own.wake_by_ref();
-        hurry(&self.thread);
+        self.rung.store(true, Ordering::Release);
+        self.hurry();
     }
 }
 
@@ -208,9 +248,9 @@ mod tests {
             let _ = bell.send(());
         });
         let began = Instant::now();
-        driver.run(async {
+        driver.run(async |mut tasks| {
             loop {
-                turn().await;
+                tasks.turn().await;
                 if finished.try_recv().is_ok() {
                     break;
                 }
@@ -219,6 +259,28 @@ mod tests {
             }
         });
         ringer.join().unwrap();
+    }
+
+    #[test]
+    fn tasks_that_nobody_will_run_are_dropped() {
+        let held = Arc::new(());
+        let brought = |drive: &Drive| {
+            let held = held.clone();
+            drive.spawn(async move {
+                let _held = held;
+                std::future::pending::<()>().await;
+            });
+        };
+        let (driver, drive) = drive().unwrap();
+        brought(&drive);
+        drop(driver);
+        assert_eq!(Arc::strong_count(&held), 1, "of a driver that never ran");
+        brought(&drive);
+        assert_eq!(Arc::strong_count(&held), 1, "too late");
+        let (driver, drive) = super::drive().unwrap();
+        brought(&drive);
+        driver.run(async |mut tasks| tasks.turn().await);
+        assert_eq!(Arc::strong_count(&held), 1, "of a driver that has ended");
     }
 
     #[test]
@@ -248,20 +310,20 @@ mod tests {
         drive.spawn(async move {
             let _ = up.send(connecting.await.unwrap());
         });
-        driver.run(async {
+        driver.run(async |mut tasks| {
             let began = Instant::now();
             let connection = loop {
                 assert!(began.elapsed() < Duration::from_secs(20), "no connection");
-                turn().await;
+                tasks.turn().await;
                 if let Ok(connection) = connected.try_recv() {
                     break connection;
                 }
                 std::thread::park_timeout(Duration::from_millis(1));
             };
-            turn().await;
+            tasks.turn().await;
             connection.send_datagram("hello".into()).unwrap();
-            flush().await;
-            turn().await;
+            tasks.flush();
+            tasks.turn().await;
             assert_eq!(news.try_recv().unwrap(), "hello");
         });
     }

@@ -42,10 +42,10 @@ use libp2p::{
 use quinn::rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 
-pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, to_multiaddr, to_socket_addr};
+pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, may_have_address, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
-pub use drive::{Drive, Driver, MAX_TASKS_A_TURN, drive, flush, turn};
+pub use drive::{Drive, Driver, MAX_LOOKS, Tasks, drive};
 use listener::Listener;
 pub use listener::RETRY_ABOVE_HALF_OPEN;
 pub use muxer::{Muxer, Stream};

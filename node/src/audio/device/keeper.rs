@@ -111,25 +111,29 @@ impl Drop for Keeper {
 
 /// A device that is being opened.
 pub(crate) struct Opening<L> {
-    keeper: Keeper,
-    arriving: Receiver<L>,
+    pub keeper: Keeper,
+    /// Where its live end arrives, as it does each time it is opened again.
+    pub arriving: Receiver<L>,
+    pub outcome: Outcome,
+}
+
+/// Whether a device could be opened, once that is known.
+#[derive(Debug)]
+pub(crate) struct Outcome {
     opened: Receiver<Result<(), Error>>,
     end: End,
 }
 
-impl<L> Opening<L> {
-    /// Waits until the device is open. Its live end arrives on the receiver, as it does each time it is opened again.
+impl Outcome {
+    /// Waits until the device is open.
     ///
     /// # Errors
     /// [`Error::NoDevice`], [`Error::NotFound`] or [`Error::Refused`].
-    pub(crate) fn wait(self) -> Result<(Keeper, Receiver<L>), Error> {
-        match self.opened.recv_timeout(OPEN_PATIENCE) {
-            Ok(outcome) => outcome.map(|()| (self.keeper, self.arriving)),
-            Err(_) => {
-                let reason = format!("the sound system did not answer within {} s", OPEN_PATIENCE.as_secs());
-                Err(Error::NoDevice { end: self.end, reason })
-            }
-        }
+    pub(crate) fn wait(self) -> Result<(), Error> {
+        self.opened.recv_timeout(OPEN_PATIENCE).unwrap_or_else(|_| {
+            let reason = format!("the sound system did not answer within {} s", OPEN_PATIENCE.as_secs());
+            Err(Error::NoDevice { end: self.end, reason })
+        })
     }
 }
 
@@ -150,7 +154,7 @@ pub(crate) fn keep<K: Kind>(wanted: Wanted, shape: Shape, events: Events) -> Res
             let _ = finished.send(());
         })
         .map_err(|e| Error::NoDevice { end: K::END, reason: e.to_string() })?;
-    Ok(Opening { keeper: Keeper { notes, ended }, arriving, opened, end: K::END })
+    Ok(Opening { keeper: Keeper { notes, ended }, arriving, outcome: Outcome { opened, end: K::END } })
 }
 
 struct Job<K: Kind> {

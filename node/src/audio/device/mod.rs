@@ -15,10 +15,10 @@ mod track;
 pub use find::{DeviceInfo, list_devices};
 pub use reach::Reach;
 
-pub(crate) use capture::{DeviceCapture, Microphone};
+pub(crate) use capture::{DeviceCapture, LiveCapture, Microphone};
 pub(crate) use find::Wanted;
-pub(crate) use keeper::{Keeper, Opening, keep};
-pub(crate) use playback::{DevicePlayback, Loudspeaker};
+pub(crate) use keeper::{Keeper, Opening, Outcome, keep};
+pub(crate) use playback::{DevicePlayback, LivePlayback, Loudspeaker};
 pub(crate) use reach::SharedReach;
 
 /// How sound leaves and enters the media thread: always 48 kHz.

@@ -345,6 +345,11 @@ impl DevicePlayback {
         self.live.as_ref().or(self.starting.as_ref()).map_or(Reach::Nowhere, |live| live.facts.reach.get())
     }
 
+    /// Whether a device takes what is written.
+    pub(crate) fn sounds(&self) -> bool {
+        self.live.is_some()
+    }
+
     pub(crate) fn ready_at_ns(&mut self, now_ns: u64) -> u64 {
         self.renew();
         match &mut self.live {

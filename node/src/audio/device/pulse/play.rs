@@ -30,16 +30,16 @@ const ASK_EVERY_NS: u64 = 200_000_000;
 const MAX_FILL: usize = 9_600;
 /// Longest queue that a server may hold for us, frames: 100 ms.
 const MAX_QUEUE: u32 = 4_800;
-/// What the queue holds at first beyond one request, frames: 1 ms to answer in.
-const FIRST_MARGIN: u32 = 48;
+/// What the queue holds at first beyond one request, frames: 2 ms to answer in.
+const FIRST_MARGIN: u32 = 96;
 /// The same where answers are held back, frames.
-const FIRST_MARGIN_HOLDING: u32 = 24;
+const FIRST_MARGIN_HOLDING: u32 = 48;
 /// An answer that is held back goes out so long before it is taken…
-const FIRST_GUARD_NS: u64 = 1_000_000;
+const FIRST_GUARD_NS: u64 = 1_500_000;
 /// …and so much earlier after each time that it was too late…
 const GUARD_STEP_NS: u64 = 500_000;
 /// …but never later than this.
-const LEAST_GUARD_NS: u64 = 750_000;
+const LEAST_GUARD_NS: u64 = 1_000_000;
 /// Rounds shorter than this are answered at once.
 const LEAST_ROUND_NS: u64 = 4_000_000;
 /// A queue that ran empty becomes longer by this, frames…

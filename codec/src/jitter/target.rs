@@ -74,6 +74,8 @@ const STALL_ENDS: i64 = 300 * 48;
 /// So many stalls in so much time are a habit, and are provided for.
 const HABIT: usize = 3;
 const HABIT_WINDOW: i64 = 15 * SAMPLE_RATE as i64;
+/// A card that was out of step is in step again after so many samples.
+const IN_STEP_AFTER: i64 = 30 * 48;
 /// Until this much was seen of the path, the delay of the start is kept.
 const KNOWN_AFTER: i64 = SAMPLE_RATE as i64 / 2;
 /// The target is worked out anew after so many samples, and sooner where something came late.
@@ -159,6 +161,8 @@ pub struct Target {
     began: Option<i64>,
     stall: Option<i64>,
     stalls: VecDeque<i64>,
+    /// What comes before this is out of step with the card by the card's own fault.
+    out_of_step_until: i64,
 }
 
 impl Target {
@@ -180,7 +184,14 @@ impl Target {
             began: None,
             stall: None,
             stalls: VecDeque::with_capacity(16),
+            out_of_step_until: i64::MIN,
         }
+    }
+
+    /// The sound card has just missed its moment, and asks for sound a little too early or too late until it is in step again:
+    /// what comes meanwhile says nothing of the path.
+    pub fn out_of_step(&mut self, pulled: i64) {
+        self.out_of_step_until = pulled.saturating_add(IN_STEP_AFTER);
     }
 
     /// The path is another one: what was learnt does not hold.
@@ -196,8 +207,11 @@ impl Target {
     }
 
     /// A frame came for the first time when `pulled` samples had been pulled.
-    pub fn insert(&mut self, pulled: i64, frame: FirstSight) {
+    pub fn insert(&mut self, pulled: i64, mut frame: FirstSight) {
         self.began.get_or_insert(pulled);
+        if let Some((held, _)) = self.held.filter(|_| pulled < self.out_of_step_until) {
+            frame.lateness = frame.lateness.min(held);
+        }
         self.came_late |= self.need.is_some_and(|need| frame.lateness > need.offset);
         if self.is_stall(pulled, frame.lateness, frame.back) {
             return;
@@ -523,6 +537,26 @@ mod tests {
         let mut target = super::tests::target();
         run(&mut target, 800, 0);
         assert_eq!(run(&mut target, 240, 2400), 2400);
+    }
+
+    #[test]
+    fn what_comes_while_the_card_is_out_of_step_buys_no_delay() {
+        let mut target = target();
+        let mut at = 0;
+        let mut run = |target: &mut Target, packets: i64, late: i64| {
+            for _ in 0..packets {
+                at += 240;
+                target.insert(at, came(700 + late, 0));
+                target.need(at, 0.0, manner(0));
+            }
+            (at, target.need(at, 0.0, manner(0)).unwrap().offset - 700 - LEAD as i64)
+        };
+        let (missed, _) = run(&mut target, 800, 0);
+        target.out_of_step(missed);
+        run(&mut target, 4, 256);
+        assert_eq!(run(&mut target, 400, 0).1, 0);
+        run(&mut target, 4, 256);
+        assert_eq!(run(&mut target, 400, 0).1, 256, "by the path's own fault");
     }
 
     #[test]

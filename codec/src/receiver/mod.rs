@@ -317,6 +317,9 @@ impl Receiver {
     /// by as much: it is made up for like any delay that is too long.
     pub fn skip(&mut self, unheard: Samples) {
         self.pulled = self.pulled.saturating_add(unheard.0.into());
+        if unheard > Samples::ZERO {
+            self.target.out_of_step(self.pulled);
+        }
     }
 
     /// What the speaker should know about the time since the last report.

@@ -193,7 +193,10 @@ impl LivePlayback {
     fn listen(&mut self, now_ns: u64) {
         while let Ok(stamp) = self.stamps.pop() {
             self.track.observe(stamp.frames, stamp.at_ns);
-            self.largest.observe(-f64::from(stamp.count), stamp.at_ns);
+            // The first one fills the device's whole queue.
+            if self.last.count > 0 {
+                self.largest.observe(-f64::from(stamp.count), stamp.at_ns);
+            }
             if stamp.lost > self.last.lost && self.given > 0 {
                 // What was missing before the first sound is the device starting, not us being late.
                 if self.last.frames > self.last.lost {

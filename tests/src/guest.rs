@@ -1,5 +1,7 @@
 //! A member of a room at a server, as far as the forwarder knows: registered, bound, and silent otherwise.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use hallway::forward::wire::bind;
 use hallway::forward::{Link, LinkConfig, LinkEvent};
@@ -29,11 +31,22 @@ pub struct Guest {
 impl Guest {
     /// Enters a namespace at a server and waits until so many are there, itself included.
     pub async fn enter(keypair: Keypair, at: &str, namespace: &str, wanted: usize) -> Guest {
-        let entering = Self::entering(keypair, at, namespace, wanted);
+        Self::enter_after(Duration::ZERO, keypair, at, namespace, wanted).await
+    }
+
+    /// The same, but is registered only so long after it has asked for the room.
+    pub async fn enter_after(
+        late: Duration,
+        keypair: Keypair,
+        at: &str,
+        namespace: &str,
+        wanted: usize,
+    ) -> Guest {
+        let entering = Self::entering(late, keypair, at, namespace, wanted);
         timeout(SOON, entering).await.unwrap_or_else(|_| panic!("the server does not let {wanted} in"))
     }
 
-    async fn entering(keypair: Keypair, at: &str, namespace: &str, wanted: usize) -> Guest {
+    async fn entering(late: Duration, keypair: Keypair, at: &str, namespace: &str, wanted: usize) -> Guest {
         let peer = keypair.public().to_peer_id();
         let (behaviour, opener) = Behaviour::client();
         let setup = swarm::Setup::plain(behaviour);
@@ -45,13 +58,14 @@ impl Guest {
         });
         let target = Target::from_multiaddr(&at.parse::<Multiaddr>().unwrap());
         let config = ClientConfig::new(target.clone(), keypair, namespace.to_owned(), None);
-        let (client, mut events) = Client::spawn(config, opener.clone()).unwrap();
+        let (news, mut told) = mpsc::channel(16);
+        let (data, namespace, by) = (Box::new(|_, _| ()), namespace.to_owned(), opener.clone());
+        let link = Link::spawn(LinkConfig { key: 0, news, data, target, namespace, opener: by, seed: 1 });
+        let connection = connections.recv().await.expect("a connection").connection;
+        tokio::time::sleep(late).await;
+        let (client, mut events) = Client::spawn(config, opener).unwrap();
         while !matches!(events.recv().await.expect("the server"), ClientEvent::Registered { .. }) {}
         tokio::spawn(async move { while events.recv().await.is_some() {} });
-        let connection = connections.recv().await.expect("a connection").connection;
-        let (news, mut told) = mpsc::channel(16);
-        let (data, namespace) = (Box::new(|_, _| ()), namespace.to_owned());
-        let link = Link::spawn(LinkConfig { key: 0, news, data, target, namespace, opener, seed: 1 });
         let (mut handle, mut members) = (0, Vec::new());
         while members.len() < wanted {
             match told.recv().await.expect("news").1 {

@@ -11,9 +11,11 @@ use hallway::bench::profile::Profile;
 use hallway::bench::proxy::{Proxy, ProxyConfig};
 use hallway::clock;
 use hallway_tests::Hall;
+use hallway_tests::guest::Guest;
 use hallway_tests::hall::{self, NodeArgs, QUIC4, TCP4, quic, socket_of};
 use hallway_tests::process::{Process, SOON};
 use hallway_tests::sound::{Recording, longest_gap};
+use libp2p::identity::Keypair;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -118,6 +120,15 @@ fn who_hides_behind_the_server_is_heard_and_never_dialled() {
         event["event"] == "relayed" && event["peer_id"] == id.as_str() && event["began"] == false
     });
     assert!(ended["datagrams"].as_u64().unwrap() > 100, "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_the_room_before_it_is_registered_is_let_in_as_soon_as_it_is() {
+    let hall = Hall::open();
+    let keypair = Keypair::generate_ed25519();
+    let namespace = "any namespace that is long enough for a room";
+    let guest = Guest::enter_after(Duration::from_millis(100), keypair, &hall.at, namespace, 1).await;
+    assert_eq!(guest.members.iter().map(|(_, peer)| *peer).collect::<Vec<_>>(), [guest.peer]);
 }
 
 #[test]

@@ -155,6 +155,27 @@ fn is_established(event: &Event) -> bool {
 }
 
 #[test]
+fn on_another_way_to_the_peer_what_waits_for_an_answer_is_said_at_once() {
+    let mut world = two(Link::default(), 1);
+    world.connect(0);
+    // The only way so far led nowhere.
+    world.flying.clear();
+    world.run(Duration::from_millis(5));
+    let now = world.now;
+    (0..2).for_each(|at| world.end(at).hurry(now));
+    world.pump();
+    world.run(Duration::from_millis(5) + 3 * ONE_WAY);
+    assert!(world.end(1).is_established(), "three trips from then on, no wait");
+    world.run(ONE_WAY);
+    assert!(world.end(0).is_established());
+    let said = world.tape.len();
+    let now = world.now;
+    (0..2).for_each(|at| world.end(at).hurry(now));
+    world.pump();
+    assert_eq!(world.tape.len(), said, "an established session has nothing to say again");
+}
+
+#[test]
 fn a_handshake_takes_three_one_way_trips_and_a_confirmation() {
     let mut world = two(Link::default(), 1);
     world.connect(0);

@@ -7,13 +7,10 @@ async fn two_watchers_see_each_other_without_asking_twice() {
     let server = Rendezvous::start();
     let began = Instant::now();
     let mut ana = Node::join(server.target(), "hall");
-    let connected = ana.hears(Some).await;
-    let expected = ClientEvent::Connected {
-        server: server.keypair.public().into(),
-        addr: server.addr.clone(),
-        push: true,
-    };
-    assert_eq!(connected, expected);
+    let (peer, addr) = (PeerId::from(server.keypair.public()), server.addr.clone());
+    let asked = ClientEvent::Asked { server: peer, addr: addr.clone() };
+    let connected = ClientEvent::Connected { server: peer, addr, push: true };
+    assert_eq!([ana.hears(Some).await, ana.hears(Some).await], [asked, connected]);
     ana.registered().await;
     let mut ben = Node::join(server.target(), "hall");
     assert_eq!(ben.sees(ana.peer).await.1, Via::Initial);

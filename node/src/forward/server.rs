@@ -47,9 +47,10 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 pub const MEMBERS_PACE: Duration = Duration::from_millis(200);
 /// A peer is told at most this often that it sends too much.
 pub const REFUSALS_EVERY: Duration = Duration::from_secs(1);
-/// Whoever opens a room is given so long to be registered in it, and looked for this often.
-pub const REGISTERS_WITHIN: Duration = Duration::from_millis(500);
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Whoever opens a room may be registered in it a moment later only. It is looked for so many times more…
+pub const LOOKS: u32 = 8;
+/// …after this time, and then each time after twice as long: half a second in all.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// A datagram read from a connection that brings nothing but what cannot be forwarded is followed by this pause, so that
 /// a stranger's flood costs little.
 const STRANGER_PAUSE: Duration = Duration::from_millis(10);
@@ -215,10 +216,12 @@ impl Forwarder {
         let first: ForwardRequest =
             timeout(STREAM_PATIENCE, framing::read(&mut inbound.stream, MAX_CONTROL)).await??;
         // Who comes in a hurry asks for both at once, on two streams: what registers it may be a moment behind.
-        let until = Instant::now() + REGISTERS_WITHIN;
         let mut opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, &membership);
-        while matches!(opened, Err(Refusal::NotAMember)) && Instant::now() < until {
-            sleep(LOOK_EVERY).await;
+        for look in 0..LOOKS {
+            if !matches!(opened, Err(Refusal::NotAMember)) {
+                break;
+            }
+            sleep(LOOK_AGAIN * 2u32.pow(look)).await;
             opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, &membership);
         }
         let (session, room, queue) = match opened {

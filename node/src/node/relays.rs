@@ -222,7 +222,11 @@ impl Node {
         }
         self.offer_relays(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.call_at = Some(if first { now } else { now + DIAL_SECOND });
+        if first {
+            peer.call(now);
+        } else {
+            peer.call_at.get_or_insert(now + DIAL_SECOND);
+        }
     }
 
     /// Whether our datagrams go through this peer. No way to it may lead through a server, or that way could become its own

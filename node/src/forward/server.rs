@@ -47,10 +47,8 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
 pub const MEMBERS_PACE: Duration = Duration::from_millis(200);
 /// A peer is told at most this often that it sends too much.
 pub const REFUSALS_EVERY: Duration = Duration::from_secs(1);
-/// Whoever opens a room may be registered in it a moment later only. It is looked for so many times more…
-pub const LOOKS: u32 = 8;
-/// …after this time, and then each time after twice as long: half a second in all.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Whoever opens a room may be registered in it a moment later only: it is looked for again after each of these, ms.
+pub const LOOKS: [u64; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
 /// A datagram read from a connection that brings nothing but what cannot be forwarded is followed by this pause, so that
 /// a stranger's flood costs little.
 const STRANGER_PAUSE: Duration = Duration::from_millis(10);
@@ -217,11 +215,11 @@ impl Forwarder {
             timeout(STREAM_PATIENCE, framing::read(&mut inbound.stream, MAX_CONTROL)).await??;
         // Who comes in a hurry asks for both at once, on two streams: what registers it may be a moment behind.
         let mut opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, &membership);
-        for look in 0..LOOKS {
+        for after in LOOKS.map(Duration::from_millis) {
             if !matches!(opened, Err(Refusal::NotAMember)) {
                 break;
             }
-            sleep(LOOK_AGAIN * 2u32.pow(look)).await;
+            sleep(after).await;
             opened = self.open(peer, Prefix::of(&inbound.addr.borrow()), &first, &membership);
         }
         let (session, room, queue) = match opened {

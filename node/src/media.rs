@@ -389,8 +389,9 @@ struct Voice {
     hearing: Hearing,
     /// The gain at the end of the last block.
     gain: f32,
-    /// Its first sound was decoded, and was heard.
+    /// Its first sound was decoded.
     began: bool,
+    /// A sound of it was heard: by a card that plays, not by what stands in for one.
     heard: bool,
     sent: Traffic,
     received: Traffic,

@@ -62,6 +62,7 @@ impl Guest {
         let (data, namespace, by) = (Box::new(|_, _| ()), namespace.to_owned(), opener.clone());
         let link = Link::spawn(LinkConfig { key: 0, news, data, target, namespace, opener: by, seed: 1 });
         let connection = connections.recv().await.expect("a connection").connection;
+        // That the room was asked for shows nowhere before the answer, which is what is put off here.
         tokio::time::sleep(late).await;
         let (client, mut events) = Client::spawn(config, opener).unwrap();
         while !matches!(events.recv().await.expect("the server"), ClientEvent::Registered { .. }) {}

@@ -475,6 +475,16 @@ mod tests {
         Target::new(JitterConfig { margin: Samples(0), ..JitterConfig::default() })
     }
 
+    /// So many more packets, all so late. How much offset is needed then, beyond that of the fastest.
+    fn run(target: &mut Target, at: &mut i64, packets: i64, late: i64) -> i64 {
+        for _ in 0..packets {
+            *at += 240;
+            target.insert(*at, came(700 + late, 0));
+            target.need(*at, 0.0, manner(0));
+        }
+        target.need(*at, 0.0, manner(0)).unwrap().offset - 700 - LEAD as i64
+    }
+
     #[test]
     fn a_steady_path_needs_no_more_than_its_own_delay() {
         let mut target = target();
@@ -517,46 +527,28 @@ mod tests {
 
     #[test]
     fn one_stall_is_forgiven_three_are_provided_for_and_a_lasting_one_is_the_new_path() {
-        let mut target = target();
-        let mut at = 0;
-        let mut run = |target: &mut Target, packets: i64, late: i64| {
-            for _ in 0..packets {
-                at += 240;
-                target.insert(at, came(700 + late, 0));
-                target.need(at, 0.0, manner(0));
-            }
-            target.need(at, 0.0, manner(0)).unwrap().offset - 700 - LEAD as i64
-        };
-        run(&mut target, 800, 0);
-        run(&mut target, 20, 1500);
-        assert_eq!(run(&mut target, 200, 0), 0);
-        run(&mut target, 20, 1500);
-        run(&mut target, 200, 0);
-        let provided = run(&mut target, 60, 1500);
+        let (mut target, mut at) = (target(), 0);
+        run(&mut target, &mut at, 800, 0);
+        run(&mut target, &mut at, 20, 1500);
+        assert_eq!(run(&mut target, &mut at, 200, 0), 0);
+        run(&mut target, &mut at, 20, 1500);
+        run(&mut target, &mut at, 200, 0);
+        let provided = run(&mut target, &mut at, 60, 1500);
         assert!(provided > 1200, "{provided}");
         let mut target = super::tests::target();
-        run(&mut target, 800, 0);
-        assert_eq!(run(&mut target, 240, 2400), 2400);
+        run(&mut target, &mut at, 800, 0);
+        assert_eq!(run(&mut target, &mut at, 240, 2400), 2400);
     }
 
     #[test]
     fn what_comes_while_the_card_is_out_of_step_buys_no_delay() {
-        let mut target = target();
-        let mut at = 0;
-        let mut run = |target: &mut Target, packets: i64, late: i64| {
-            for _ in 0..packets {
-                at += 240;
-                target.insert(at, came(700 + late, 0));
-                target.need(at, 0.0, manner(0));
-            }
-            (at, target.need(at, 0.0, manner(0)).unwrap().offset - 700 - LEAD as i64)
-        };
-        let (missed, _) = run(&mut target, 800, 0);
-        target.out_of_step(missed);
-        run(&mut target, 4, 256);
-        assert_eq!(run(&mut target, 400, 0).1, 0);
-        run(&mut target, 4, 256);
-        assert_eq!(run(&mut target, 400, 0).1, 256, "by the path's own fault");
+        let (mut target, mut at) = (target(), 0);
+        run(&mut target, &mut at, 800, 0);
+        target.out_of_step(at);
+        run(&mut target, &mut at, 4, 256);
+        assert_eq!(run(&mut target, &mut at, 400, 0), 0);
+        run(&mut target, &mut at, 4, 256);
+        assert_eq!(run(&mut target, &mut at, 400, 0), 256, "by the path's own fault");
     }
 
     #[test]

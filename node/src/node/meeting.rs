@@ -116,8 +116,7 @@ impl Node {
         peer.learn(addresses);
         if peer.paths.direct() == 0 {
             peer.dial_at(now + patience);
-        }
-        if peer.paths.direct() > 0 {
+        } else {
             // It reached us before we heard of it, and has not begun: it may not know yet that we share a room.
             peer.call(now);
         }

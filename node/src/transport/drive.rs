@@ -12,7 +12,7 @@
 //!    once: see [`Drive::hurry`]. Datagrams that arrive wait for the next period, when they could be played at the
 //!    earliest.
 //!
-//! A flood must not keep the media thread from its work: a turn runs a bounded number of QUIC's tasks, receiving bounds
+//! A flood must not keep the media thread from its work: each of QUIC's tasks has [`MAX_LOOKS`] goes a turn, receiving bounds
 //! its own time (quinn: 50 µs), and what does not fit is dropped by the kernel's socket buffer. The dearest thing that a
 //! stranger can ask for is a handshake: see [`HANDSHAKES_AT_ONCE`](super::HANDSHAKES_AT_ONCE).
 

@@ -13,11 +13,13 @@ impl Node {
                 self.links.reached(server, peer_id, reached);
                 self.open_relays(server);
             }
-            ClientEvent::Connected { server: peer_id, addr: reached, .. } => {
+            ClientEvent::Connected { server: peer_id, addr: reached, push } => {
+                // Where it pushes, it tells by itself how it sees us.
+                let tells = transport::to_socket_addr(&reached).filter(|_| push);
                 self.links.reached(server, peer_id, reached);
                 let addresses = self.own_addresses();
                 self.links.set_addresses(&addresses);
-                self.ask_observers();
+                self.ask_observers(tells);
                 if self.links.newly_connected(server) {
                     self.tell_server(RendezvousState::Connected, Some(peer_id), addr);
                     self.network_is_back();

@@ -48,11 +48,13 @@ impl Observers {
 }
 
 impl Node {
-    /// Asks every QUIC address of the servers that was not heard from yet.
-    pub(super) fn ask_observers(&mut self) {
+    /// Asks every QUIC address of the servers that was not heard from yet, but the one that `tells` without being asked.
+    pub(super) fn ask_observers(&mut self, tells: Option<SocketAddr>) {
         let now = Instant::now();
         if self.observers.last.is_none_or(|last| now.duration_since(last) >= OBSERVE_EVERY) {
-            self.ask_those(now, |observations, observer| !observations.heard_from(observer));
+            self.ask_those(now, |observations, observer| {
+                tells != Some(observer) && !observations.heard_from(observer)
+            });
         }
     }
 

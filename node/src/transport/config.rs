@@ -9,7 +9,7 @@ use quinn::{
     rustls::NoKeyLog,
 };
 
-use super::{Ceiling, congestion::MediaControllerConfig};
+use super::{Ceiling, congestion::MediaControllerConfig, tls};
 
 /// How long a handshake may take. At 30 % loss one in a hundred needs more than 8 s.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,11 +58,11 @@ impl Config {
     /// Where the key cannot sign a certificate, or TLS lacks the cipher that QUIC needs.
     pub fn new(keypair: &Keypair) -> Result<Self, ConfigError> {
         let fail = |e: &dyn std::fmt::Display| ConfigError(e.to_string());
-        // libp2p-tls always honours SSLKEYLOGFILE; an environment variable must not open a call.
-        let mut tls = libp2p_tls::make_client_config(keypair, None).map_err(|e| fail(&e))?;
-        tls.key_log = Arc::new(NoKeyLog);
+        let libp2p = libp2p_tls::make_client_config(keypair, None).map_err(|e| fail(&e))?;
+        let tls = tls::client(&libp2p).map_err(|e| fail(&e))?;
         let client_crypto = QuicClientConfig::try_from(tls).map_err(|e| fail(&e))?;
         let mut tls = libp2p_tls::make_server_config(keypair).map_err(|e| fail(&e))?;
+        // libp2p-tls always honours SSLKEYLOGFILE; an environment variable must not open a call.
         tls.key_log = Arc::new(NoKeyLog);
         let server_crypto = QuicServerConfig::try_from(tls).map_err(|e| fail(&e))?;
 
@@ -108,6 +108,8 @@ fn transport() -> quinn::TransportConfig {
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32).into()))
         .initial_rtt(INITIAL_RTT)
         .allow_spin(false)
+        // Nothing we send needs more than 1,200 bytes, and each probe for more is a third of a thin link's second.
+        .mtu_discovery_config(None)
         .congestion_controller_factory(Arc::new(MediaControllerConfig::default()));
     transport
 }

@@ -19,6 +19,7 @@ mod listener;
 mod muxer;
 mod pace;
 mod socket;
+mod tls;
 pub mod wss;
 
 use std::{

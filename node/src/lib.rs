@@ -5,6 +5,7 @@
 
 pub mod audio;
 pub mod bench;
+pub mod bottleneck;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod history;
 pub mod identity;
 pub mod invite;
 pub mod ladder;
+pub mod least;
 pub mod links;
 pub mod logs;
 pub mod media;

@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hallway_codec::Stages;
+use hallway_codec::{PathStats, Report, Stages};
 use libp2p::{Multiaddr, PeerId};
 
 use crate::{
+    bottleneck::Bottleneck,
     clock::OffsetFilter,
     events::{PathKind, PeerState, PeerStats},
     ladder::Paths,
@@ -53,6 +54,8 @@ pub struct Peer {
     pub paths: Paths,
     pub inbox: Inbox,
     pub clock: OffsetFilter,
+    /// Of the path in use.
+    pub bottleneck: Bottleneck,
     pub addresses: Vec<Multiaddr>,
     /// Where it has proven to be a member, newest first: dialled without asking the budget.
     pub proven: Vec<Multiaddr>,
@@ -98,6 +101,7 @@ impl Peer {
             paths: Paths::default(),
             inbox: Inbox::default(),
             clock: OffsetFilter::new(),
+            bottleneck: Bottleneck::new(now, 0),
             addresses: Vec::new(),
             proven: Vec::new(),
             lost_since: None,
@@ -278,6 +282,15 @@ impl Peer {
         while let Some((question, path)) = self.paths.poll_probe(now) {
             self.say_on(now, path.as_ref(), &Telemetry::PathPing(question));
         }
+    }
+
+    /// It reports how much of our voice came: how the way through a server stands, where that turns out to be full. Of its
+    /// own way QUIC knows by itself.
+    pub fn narrowed(&mut self, now: Instant, report: &Report) -> Option<PathStats> {
+        let path = self.paths.used().filter(|path| path.kind() == PathKind::Relayed)?;
+        let kbps = self.bottleneck.heard(now, report, path.bytes().0)?;
+        let stats = path.stats();
+        Some(PathStats { max_kbps: Some(stats.max_kbps.map_or(kbps, |own| own.min(kbps))), ..stats })
     }
 
     /// Whether our voice for it goes over TCP: what is missing there waits behind other bytes and is not lost.

@@ -83,6 +83,8 @@ impl Node {
                         heard: arrived.0,
                     };
                     peer.clock.handle_exchange(exchange);
+                    peer.bottleneck.follow(now, peer.paths.used().map_or(0, |path| path.id()));
+                    peer.bottleneck.crossed(now, sent_us, arrived_us);
                     let offset = peer.clock.offset(arrived);
                     self.command_media(MediaCommand::Clock { peer: id, offset });
                 }
@@ -93,11 +95,15 @@ impl Node {
                 Some(Telemetry::Report(mut report)) => {
                     // What we held back ourselves no path has lost.
                     let own = self.allowance.holds_back();
+                    let narrowed = if own { None } else { peer.narrowed(now, &report) };
                     peer.paths.handle_heard(now, report.received, if own { 0 } else { report.lost });
                     if own || peer.uses_tcp() {
                         lossless(&mut report);
                     }
                     self.command_media(MediaCommand::Report { peer: id, report });
+                    if let Some(stats) = narrowed {
+                        self.command_media(MediaCommand::Path { peer: id, stats });
+                    }
                 }
                 Some(Telemetry::Missed(packets)) if !self.allowance.holds_back() => {
                     peer.paths.handle_missed(now, packets);

@@ -131,7 +131,8 @@ pub struct Store {
     rooms: HashMap<Room, BTreeMap<PeerId, u64>>,
     peers: HashMap<PeerId, BTreeSet<u64>>,
     prefixes: HashMap<Prefix, usize>,
-    doors: HashMap<Door, BTreeMap<Room, u32>>,
+    /// Who is registered at a door, and how often.
+    doors: HashMap<Door, BTreeMap<PeerId, u32>>,
     expiries: BTreeSet<(Instant, u64)>,
 }
 
@@ -359,11 +360,12 @@ impl Store {
         Ok(Page { entries, cookie })
     }
 
-    /// Registrations at a door, but in other namespaces than `room`.
+    /// Those at a door who are not in `room`. Around midnight everybody is in two rooms, today's and the next day's.
     pub fn other_keys(&self, door: Door, room: Room) -> u32 {
-        let Some(rooms) = self.doors.get(&door) else { return 0 };
-        let others = rooms.iter().filter(|(r, _)| **r != room).map(|(_, n)| *n);
-        others.fold(0, u32::saturating_add).min(MAX_OTHER_KEYS)
+        let Some(peers) = self.doors.get(&door) else { return 0 };
+        let in_room = self.rooms.get(&room);
+        let others = peers.keys().filter(|peer| in_room.is_none_or(|room| !room.contains_key(peer)));
+        others.take(MAX_OTHER_KEYS as usize).fold(0, |n, _| n.saturating_add(1))
     }
 
     fn granted(&self, asked: Option<u64>) -> Result<Duration, Status> {
@@ -404,7 +406,7 @@ impl Store {
             *n = n.saturating_add(1);
         }
         if let Some(door) = entry.door {
-            let n = self.doors.entry(door).or_default().entry(entry.room).or_default();
+            let n = self.doors.entry(door).or_default().entry(entry.peer).or_default();
             *n = n.saturating_add(1);
         }
         self.expiries.extend(entry.expires.map(|when| (when, at)));
@@ -432,15 +434,15 @@ impl Store {
             }
         }
         if let Some(door) = entry.door
-            && let Some(rooms) = self.doors.get_mut(&door)
+            && let Some(peers) = self.doors.get_mut(&door)
         {
-            if let Some(n) = rooms.get_mut(&entry.room) {
+            if let Some(n) = peers.get_mut(&entry.peer) {
                 *n = n.saturating_sub(1);
                 if *n == 0 {
-                    rooms.remove(&entry.room);
+                    peers.remove(&entry.peer);
                 }
             }
-            if rooms.is_empty() {
+            if peers.is_empty() {
                 self.doors.remove(&door);
             }
         }

@@ -55,6 +55,11 @@ pub const MAX_PENDING_OPENS: usize = 64;
 
 /// TCP is tried this much later than QUIC: on a healthy network QUIC is there by then.
 pub const HEAD_START: Duration = Duration::from_millis(250);
+/// A QUIC handshake with a server that takes longer is begun anew beside the first, up to [`DIALS_BESIDE`] times: QUIC
+/// repeats what got lost at ever longer intervals. A thin link (64 kb/s) takes 400 ms for a handshake that loses nothing.
+pub const DIAL_BESIDE_AFTER: Duration = Duration::from_millis(500);
+/// See [`DIAL_BESIDE_AFTER`].
+pub const DIALS_BESIDE: u32 = 4;
 
 pub(crate) fn is_quic(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| matches!(part, Protocol::QuicV1))
@@ -166,10 +171,13 @@ impl Opener {
     pub async fn open(&self, target: &Target, protocol: StreamProtocol) -> Result<Opened, OpenError> {
         let with = |addresses| Target { peer: target.peer, addresses };
         let (quic, others): (Vec<_>, Vec<_>) = target.addresses.iter().cloned().partition(is_quic);
-        if quic.is_empty() || others.is_empty() {
+        if others.is_empty() {
+            return self.open_over_quic(target.clone(), protocol).await;
+        }
+        if quic.is_empty() {
             return self.open_at(target.clone(), protocol).await;
         }
-        let first = pin!(self.open_at(with(quic), protocol.clone()));
+        let first = pin!(self.open_over_quic(with(quic), protocol.clone()));
         let second = pin!(async {
             tokio::time::sleep(HEAD_START).await;
             self.open_at(with(others), protocol).await
@@ -178,6 +186,21 @@ impl Opener {
             Either::Left((Ok(opened), _)) | Either::Right((Ok(opened), _)) => Ok(opened),
             Either::Left((Err(error), second)) => second.await.map_err(|second| worse(error, second)),
             Either::Right((Err(second), first)) => first.await.map_err(|error| worse(error, second)),
+        }
+    }
+
+    async fn open_over_quic(&self, target: Target, protocol: StreamProtocol) -> Result<Opened, OpenError> {
+        let again = async {
+            for _ in 0..DIALS_BESIDE {
+                tokio::time::sleep(DIAL_BESIDE_AFTER).await;
+                // An error means that the Swarm is gone, which the opening notices too.
+                let _ = self.0.send(Command::DialBeside { target: target.clone() }).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            opened = self.open_at(target.clone(), protocol) => opened,
+            never = again => never,
         }
     }
 
@@ -198,6 +221,7 @@ impl Opener {
 #[derive(Debug)]
 enum Command {
     Open { target: Target, ask: Ask },
+    DialBeside { target: Target },
     Close { peer: PeerId },
 }
 
@@ -224,6 +248,8 @@ pub struct Behaviour {
     actions: VecDeque<ToSwarm<Infallible, Ask>>,
     /// Connections that somebody else opened for a purpose of its own.
     left_alone: HashSet<ConnectionId>,
+    /// Dials that another one beside them has outrun.
+    outrun: HashSet<ConnectionId>,
 }
 
 enum Role {
@@ -270,6 +296,7 @@ impl Behaviour {
             pending: Vec::new(),
             actions: VecDeque::new(),
             left_alone: HashSet::new(),
+            outrun: HashSet::new(),
         }
     }
 
@@ -287,7 +314,7 @@ impl Behaviour {
     #[cfg(test)]
     #[allow(clippy::arithmetic_side_effects)]
     pub(crate) fn remembered(&self) -> usize {
-        self.connections.len() + self.pending.len() + self.actions.len()
+        self.connections.len() + self.pending.len() + self.actions.len() + self.outrun.len()
     }
 
     fn handler(&self, peer: PeerId, addr: &Multiaddr) -> Handler {
@@ -345,13 +372,7 @@ impl Behaviour {
             let _ = ask.reply.send(Err(OpenError::Busy));
             return;
         }
-        let addresses: Vec<_> = target.addresses.iter().take(MAX_SERVER_ADDRESSES).cloned().collect();
-        let dials: Vec<DialOpts> = match target.peer {
-            Some(peer) => {
-                vec![DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses).build()]
-            }
-            None => addresses.into_iter().map(|a| DialOpts::unknown_peer_id().address(a).build()).collect(),
-        };
+        let dials = dials(&target);
         if dials.is_empty() || target.addresses.is_empty() {
             let _ = ask.reply.send(Err(OpenError::Unreachable { detail: "no address is known".into() }));
             return;
@@ -364,8 +385,21 @@ impl Behaviour {
         self.actions.extend(dials.into_iter().map(|opts| ToSwarm::Dial { opts }));
     }
 
+    /// Dials a target once more that has not answered yet.
+    fn dial_beside(&mut self, target: &Target) {
+        let Some(pending) = self.pending.iter_mut().find(|p| p.target == *target) else { return };
+        let dials = dials(target);
+        pending.dials.extend(dials.iter().map(DialOpts::connection_id));
+        self.actions.extend(dials.into_iter().map(|opts| ToSwarm::Dial { opts }));
+    }
+
     fn established(&mut self, peer: PeerId, id: ConnectionId, dialled: Option<Multiaddr>) {
         if self.left_alone.contains(&id) {
+            return;
+        }
+        if self.outrun.remove(&id) {
+            let connection = CloseConnection::One(id);
+            self.actions.push_back(ToSwarm::CloseConnection { peer_id: peer, connection });
             return;
         }
         self.established = self.established.saturating_add(1);
@@ -374,7 +408,9 @@ impl Behaviour {
             .into_iter()
             .partition(|p| p.target.peer == Some(peer) || p.dials.contains(&id));
         self.pending = waiting;
-        for ask in ready.into_iter().flat_map(|p: Pending| p.asks) {
+        let ready: Vec<Pending> = ready;
+        self.outrun.extend(ready.iter().flat_map(|p| &p.dials).filter(|dial| **dial != id));
+        for ask in ready.into_iter().flat_map(|p| p.asks) {
             self.actions.push_back(ToSwarm::NotifyHandler {
                 peer_id: peer,
                 handler: NotifyHandler::One(id),
@@ -384,6 +420,7 @@ impl Behaviour {
     }
 
     fn dial_failed(&mut self, id: ConnectionId, error: &DialError) {
+        self.outrun.remove(&id);
         let Some(at) = self.pending.iter().position(|p| p.dials.contains(&id)) else { return };
         let Some(pending) = self.pending.get_mut(at) else { return };
         pending.dials.remove(&id);
@@ -410,6 +447,18 @@ impl Behaviour {
                 self.connections.remove(&peer);
             }
         }
+    }
+}
+
+/// A server whose identity is known is dialled at all its addresses at once, else each by itself.
+fn dials(target: &Target) -> Vec<DialOpts> {
+    let addresses = target.addresses.iter().take(MAX_SERVER_ADDRESSES).cloned();
+    match target.peer {
+        Some(peer) => {
+            let opts = DialOpts::peer_id(peer).condition(PeerCondition::Always);
+            vec![opts.addresses(addresses.collect()).build()]
+        }
+        None => addresses.map(|a| DialOpts::unknown_peer_id().address(a).build()).collect(),
     }
 }
 
@@ -494,6 +543,7 @@ impl NetworkBehaviour for Behaviour {
             let Role::Client(commands) = &mut self.role else { return Poll::Pending };
             match commands.poll_recv(cx) {
                 Poll::Ready(Some(Command::Open { target, ask })) => self.open(target, ask),
+                Poll::Ready(Some(Command::DialBeside { target })) => self.dial_beside(&target),
                 Poll::Ready(Some(Command::Close { peer })) => self
                     .actions
                     .push_back(ToSwarm::CloseConnection { peer_id: peer, connection: CloseConnection::All }),

@@ -27,8 +27,10 @@ pub const MAX_STREAMS: u32 = 64;
 pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// See [`STREAM_WINDOW`].
 pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// First guess of the round trip, before any was measured. The RFC's 333 ms makes a lost first packet cost that much.
-pub const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// First guess of the round trip, before any was measured; what is lost before is repeated after three times this. The RFC's
+/// 333 ms makes a lost first packet cost a second. Below 135 ms a thin link (64 kb/s, 40 ms), where a handshake takes
+/// 400 ms, would carry everything twice and lose the end of it.
+pub const INITIAL_RTT: Duration = Duration::from_millis(150);
 /// Handshakes the endpoint keeps waiting, and the bytes it buffers for one and for all of them.
 pub const MAX_INCOMING: usize = 1024;
 const INCOMING_BUFFER: u64 = 16 * 1024;

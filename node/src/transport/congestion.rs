@@ -14,6 +14,8 @@ use std::{
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
+use crate::least::Least;
+
 /// Settings of the controller.
 #[derive(Debug, Clone)]
 pub struct MediaControllerConfig {
@@ -71,8 +73,8 @@ pub struct MediaController {
     config: Arc<MediaControllerConfig>,
     window: u64,
     mtu: u64,
-    min_rtt: TwoSlotMin,
-    standing: TwoSlotMin,
+    min_rtt: Least<Duration>,
+    standing: Least<Duration>,
     next_decision: Instant,
     delivered: [u64; RATE_SLOTS],
     slot: usize,
@@ -85,8 +87,8 @@ impl MediaController {
             window: config.initial_window,
             config,
             mtu: u64::from(mtu),
-            min_rtt: TwoSlotMin::new(now, MIN_RTT_HALF_LIFE),
-            standing: TwoSlotMin::new(now, STANDING_WINDOW),
+            min_rtt: Least::new(now, MIN_RTT_HALF_LIFE),
+            standing: Least::new(now, STANDING_WINDOW),
             next_decision: now,
             delivered: [0; RATE_SLOTS],
             slot: 0,
@@ -173,38 +175,6 @@ impl Controller for MediaController {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
         self
-    }
-}
-
-/// Least value of the last one to two spans of time, in constant memory.
-#[derive(Debug, Clone)]
-struct TwoSlotMin {
-    span: Duration,
-    started: Instant,
-    current: Option<Duration>,
-    previous: Option<Duration>,
-}
-
-impl TwoSlotMin {
-    fn new(now: Instant, span: Duration) -> Self {
-        Self { span, started: now, current: None, previous: None }
-    }
-
-    fn insert(&mut self, now: Instant, value: Duration) {
-        let age = now.saturating_duration_since(self.started);
-        if age >= self.span {
-            self.previous = if age < self.span * 2 { self.current } else { None };
-            self.current = None;
-            self.started = now;
-        }
-        self.current = Some(self.current.map_or(value, |least| least.min(value)));
-    }
-
-    fn get(&self) -> Option<Duration> {
-        match (self.current, self.previous) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
     }
 }
 

@@ -204,6 +204,21 @@ fn a_client_that_registers_in_one_form_is_shown_that_form_only() {
 }
 
 #[test]
+fn who_is_in_the_room_under_the_next_days_name_too_is_no_other_key() {
+    let mut lab = lab(Limits::default());
+    let door = lab.store.door(&[1; 16]);
+    for (n, namespace) in [(1, "today"), (1, "tomorrow"), (2, "today"), (2, "tomorrow"), (3, "theirs")] {
+        let candidate = Candidate { door: Some(door), ..lab.candidate(namespace, n) };
+        lab.keep(candidate).unwrap();
+    }
+    for namespace in ["today", "tomorrow"] {
+        assert_eq!(lab.store.other_keys(door, lab.store.room(namespace)), 1, "{namespace}");
+    }
+    lab.store.unregister(lab.store.room("today"), &peer(1), &mut lab.changes);
+    assert_eq!(lab.store.other_keys(door, lab.store.room("tomorrow")), 1);
+}
+
+#[test]
 fn a_door_counts_those_who_hold_another_key() {
     let mut lab = lab(Limits::default());
     let door = lab.store.door(&[1; 16]);

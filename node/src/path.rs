@@ -27,6 +27,11 @@ use crate::{
 pub const QUEUE_MEANS_FULL: Duration = Duration::from_millis(60);
 /// Rate below which no voice can be sent, kb/s on the wire. A slower link is overdriven rather than given up.
 pub const LEAST_KBPS: u32 = 32;
+/// A connection with so long a round trip when it is new leads over a thin link, more likely than not: a handshake's full
+/// packets take 400 ms there and back at 64 kb/s. No more than [`BEGIN_KBPS`] is sent until more is known to go through.
+pub const THIN_RTT: Duration = Duration::from_millis(300);
+/// See [`THIN_RTT`].
+pub const BEGIN_KBPS: u32 = 50;
 
 /// A datagram was not sent. Voice is not sent again: the next frame is on its way.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -57,6 +62,10 @@ pub trait Path: Send + Sync {
     fn bytes(&self) -> (u64, u64);
     /// Whether we dialled it. The other side's answer is the opposite one.
     fn is_dialer(&self) -> bool;
+    /// Round trip over our own connection: to the peer, or to the server that passes things on. Zero where none is known.
+    fn leg_rtt(&self) -> Duration {
+        self.rtt()
+    }
     /// Which rung of the ladder this is.
     fn kind(&self) -> PathKind;
     /// Where it leads.

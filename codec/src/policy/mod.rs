@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 /// Peers whose reports are remembered; a further one is not listened to until another is forgotten.
 pub const MAX_PEERS: usize = 256;
 /// What a packet costs beyond its plaintext: sealing, QUIC, UDP and IP headers, in bytes.
-pub const WIRE_OVERHEAD_BYTES: usize = 85;
+pub const WIRE_OVERHEAD_BYTES: usize = 81;
 /// Most that goes on the wire against loss where the user sets no limit, in kb/s: more gains little, and fills what may be
 /// the reason of the loss. A user's own limit takes its place.
 pub const LOSSY_KBPS: u32 = 205;

@@ -25,6 +25,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 24, false, &[], &[]),
             (MS_20, Voip, 20, false, &[], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
+            (MS_20, Voip, 12, false, &[], &[]),
         ],
         (Profile::Talk, Grade::Light) => &[
             (MS_10, LowDelay, 54, false, &[1], &[]),
@@ -33,6 +34,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 16, false, &[1, 2], &[]),
             (MS_20, Voip, 16, false, &[2], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
+            (MS_20, Voip, 12, false, &[], &[]),
         ],
         // Little delay leaves little time for copies to come: shorter frames, and more of them.
         (Profile::Talk, Grade::Lossy | Grade::Bad) if delay == Delay::Quick => &[
@@ -44,6 +46,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 16, false, &[2], &[]),
             (MS_20, Voip, 20, true, &[], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
+            (MS_20, Voip, 12, false, &[], &[]),
         ],
         (Profile::Talk, Grade::Lossy | Grade::Bad) if delay == Delay::Safe => &[
             (MS_20, Voip, 20, false, &[1, 2, 3, 4, 5, 6], &[]),
@@ -53,6 +56,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 16, false, &[3], &[]),
             (MS_20, Voip, 20, true, &[], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
+            (MS_20, Voip, 12, false, &[], &[]),
         ],
         (Profile::Talk, Grade::Lossy) => &[
             (MS_20, Voip, 16, false, &[1, 2, 3, 4], &[1, 2, 3, 4]),
@@ -63,6 +67,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 16, false, &[2], &[]),
             (MS_20, Voip, 20, true, &[], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
+            (MS_20, Voip, 12, false, &[], &[]),
         ],
         (Profile::Talk, Grade::Bad) => &[
             (MS_20, Voip, 16, false, &[1, 2, 3, 4], &[1, 2, 3, 4]),
@@ -72,6 +77,7 @@ pub(super) fn plans(profile: Profile, grade: Grade, delay: Delay) -> &'static [P
             (MS_20, Voip, 16, false, &[2], &[]),
             (MS_20, Voip, 20, true, &[], &[]),
             (MS_20, Voip, 16, false, &[], &[]),
+            (MS_20, Voip, 12, false, &[], &[]),
         ],
         (Profile::Music, Grade::Clean) => &[
             (MS_2_5, LowDelay, 112, false, &[], &[]),

@@ -178,6 +178,13 @@ impl Path for RelayedPath {
         }
     }
 
+    fn leg_rtt(&self) -> Duration {
+        match &self.uplink.carrier {
+            Carrier::Datagrams(route) => route.path().map(|path| path.rtt()).unwrap_or_default(),
+            Carrier::Stream(_) => Duration::ZERO,
+        }
+    }
+
     fn stats(&self) -> PathStats {
         // Losses on our way to the server are QUIC's to see; those behind it are in the member's reports.
         let leg = match &self.uplink.carrier {

@@ -4,7 +4,7 @@
 //! [`Paths::add`] and whenever [`Paths::look_due`] says so: [`Paths::look`], then [`Paths::choose`]. A path works once
 //! something came on it end to end: for a QUIC connection its handshake did, another one has to answer a question
 //! ([`Paths::poll_probe`], [`Paths::handle_answer`]). Receivers take the first of two equal datagrams, so for
-//! [`OVERLAP`] after a change both paths are sent on, and nothing is lost if the new one fails.
+//! [`OVERLAP`] after a change both paths are sent on, and nothing is lost if the new one fails; not over a thin link.
 //!
 //! One path is a [`Rung`]; [`HeardOfUs`] judges what arrives of our voice, [`Lossy`] remembers where it got lost.
 
@@ -206,6 +206,8 @@ impl Paths {
             let others = self.open.iter_mut().enumerate().filter(|(other, _)| *other != at);
             others.for_each(|(_, rung)| rung.ask_soon(now));
         }
+        // Two connections to one place go the same way: one that stands by knows the round trip of another time.
+        let same_way = current.map(|at| (self.open[at].path.remote(), self.open[at].path.rtt()));
         let silent_since = current.map(|at| (path::rung(self.open[at].path.kind()), self.open[at].heard));
         let key = |at: usize| {
             let entry = &self.open[at];
@@ -213,6 +215,8 @@ impl Paths {
             let path = entry.path.as_ref();
             let bonus = if prefer(path) { Duration::ZERO } else { SWITCH_MARGIN };
             let stay = if used { Duration::ZERO } else { SWITCH_MARGIN };
+            let same_way = same_way.as_ref().filter(|(remote, _)| *remote == path.remote());
+            let rtt = same_way.map_or_else(|| path.rtt(), |(_, rtt)| *rtt);
             // What stood by on the same rung may have died of the same: it has to have been heard since.
             let same = !used
                 && !speaks
@@ -230,7 +234,7 @@ impl Paths {
                 path::rung(path.kind()),
                 // Being quick makes up for nothing.
                 self.lossy.losses(path),
-                path.rtt() + bonus + stay,
+                rtt + bonus + stay,
                 path.id(),
             )
         };
@@ -272,6 +276,8 @@ impl Paths {
         let new = &mut self.open[best];
         new.begin(now);
         self.used = Some(new.path.id());
+        // A thin link has no room for both.
+        let old = old.filter(|_| new.path.leg_rtt() < path::THIN_RTT);
         self.overlap_until = old.is_some().then(|| now + OVERLAP);
         self.heard_of_us.begin(now + OVERLAP + HEARD_FROM);
         self.route.set(Some(new.path.clone()), old);

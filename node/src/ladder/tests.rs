@@ -137,6 +137,21 @@ fn the_first_that_works_is_used_and_the_best_is_kept() {
 }
 
 #[test]
+fn of_two_connections_to_one_place_the_one_in_use_is_kept_whatever_the_other_measured_once() {
+    for (place, kept) in [(7, true), (8, false)] {
+        let (used, spare) = (wire_to(7, 1, PathKind::Direct, 60), wire_to(place, 2, PathKind::Direct, 60));
+        let mut lab = Lab::new();
+        lab.add(&used);
+        lab.add(&spare);
+        lab.run(1000, &[&used, &spare]);
+        // A queue stands on the way: what is in use sees it.
+        used.measured(Duration::from_millis(300));
+        lab.run(2000, &[&used, &spare]);
+        assert_eq!(lab.paths.used == Some(1), kept, "place {place}");
+    }
+}
+
+#[test]
 fn a_path_that_falls_silent_is_left_within_half_a_second_and_taken_again_when_it_is_back() {
     let (relay, direct) = (wire(2, PathKind::Relayed, 60), wire(3, PathKind::Direct, 20));
     let mut lab = Lab::new();

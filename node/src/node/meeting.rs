@@ -289,7 +289,9 @@ impl Node {
         let member = peer.name.is_some();
         if peer.session.is_established() {
             peer.prove_used();
+            self.begin_thin(id);
         }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         if why == Why::Gone && member {
             peer.lost(now);
         }

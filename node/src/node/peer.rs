@@ -12,7 +12,7 @@ use crate::{
     events::{PathKind, PeerState, PeerStats},
     ladder::Paths,
     media::Inbox,
-    path::{Path, rung},
+    path::{BEGIN_KBPS, Path, THIN_RTT, rung},
     session::Session,
     telemetry::Telemetry,
 };
@@ -56,6 +56,9 @@ pub struct Peer {
     pub clock: OffsetFilter,
     /// Of the path in use.
     pub bottleneck: Bottleneck,
+    begun_thin: bool,
+    /// Little fits on the way to it: its clock is asked for less often.
+    pub is_thin: bool,
     pub addresses: Vec<Multiaddr>,
     /// Where it has proven to be a member, newest first: dialled without asking the budget.
     pub proven: Vec<Multiaddr>,
@@ -102,6 +105,8 @@ impl Peer {
             inbox: Inbox::default(),
             clock: OffsetFilter::new(),
             bottleneck: Bottleneck::new(now, 0),
+            begun_thin: false,
+            is_thin: false,
             addresses: Vec::new(),
             proven: Vec::new(),
             lost_since: None,
@@ -284,6 +289,14 @@ impl Peer {
         }
     }
 
+    /// How the path in use stands, where its first round trip says that it is thin. Told once: what follows is measured.
+    pub fn begins_thin(&mut self) -> Option<PathStats> {
+        let path = self.paths.used().filter(|path| !self.begun_thin && path.leg_rtt() >= THIN_RTT)?;
+        (self.begun_thin, self.is_thin) = (true, true);
+        let stats = path.stats();
+        Some(PathStats { max_kbps: Some(stats.max_kbps.map_or(BEGIN_KBPS, |own| own.min(BEGIN_KBPS))), ..stats })
+    }
+
     /// It reports how much of our voice came: how the way through a server stands, where that turns out to be full. Of its
     /// own way QUIC knows by itself.
     pub fn narrowed(&mut self, now: Instant, report: &Report) -> Option<PathStats> {
@@ -356,7 +369,8 @@ impl Peer {
             return false;
         }
         self.pings = self.pings.saturating_add(1);
-        self.next_ping = now + if self.pings < FIRST_PINGS { FIRST_PING_EVERY } else { PING_EVERY };
+        let every = if self.pings < FIRST_PINGS { FIRST_PING_EVERY } else { PING_EVERY };
+        self.next_ping = now + every * if self.is_thin { 4 } else { 1 };
         true
     }
 

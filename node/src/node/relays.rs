@@ -5,8 +5,11 @@ use crate::forward::{
     Inlets, Link, LinkConfig, LinkEvent, RelayedPath, Uplink, link::MAX_NEWS, path::Carrier, wire::Refusal,
 };
 
-/// A server is told anew on which connection our datagrams come this often: the last time may have got lost.
+/// A server is told anew on which connection our datagrams come: the last time may have got lost. At first this often,
 const BIND_EVERY: Duration = Duration::from_secs(1);
+/// after so many times this often.
+const BINDS_AT_FIRST: u32 = 4;
+const BIND_LATER: Duration = Duration::from_secs(5);
 /// Where voice goes to a server over TCP, UDP is tried again after this, twice as long each time, up to the most.
 const UDP_AGAIN: Duration = Duration::from_secs(1);
 const UDP_AGAIN_MOST: Duration = Duration::from_secs(8);
@@ -42,6 +45,7 @@ struct OpenRoom {
     /// Whether the server has said who is in it.
     listed: bool,
     next_bind: Instant,
+    binds: u32,
     udp_again: Instant,
     udp_wait: Duration,
     /// Since when no path uses it, while its server shuts down.
@@ -139,6 +143,7 @@ impl Node {
                     members: Vec::new(),
                     listed: false,
                     next_bind: now + BIND_EVERY / 4,
+                    binds: 0,
                     udp_again: now + UDP_AGAIN,
                     udp_wait: UDP_AGAIN,
                     unused_since: None,
@@ -271,7 +276,8 @@ impl Node {
         for link in &mut self.relays.links {
             let Some(room) = &mut link.open else { continue };
             if room.next_bind <= now {
-                room.next_bind = now + BIND_EVERY;
+                room.binds = room.binds.saturating_add(1);
+                room.next_bind = now + if room.binds < BINDS_AT_FIRST { BIND_EVERY } else { BIND_LATER };
                 room.uplink.bind();
             }
             if room.uplink.is_leaving() {

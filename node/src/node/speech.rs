@@ -31,6 +31,13 @@ impl Node {
         }
     }
 
+    /// Begins with little where the path in use promises to carry no more.
+    pub(super) fn begin_thin(&mut self, id: PeerId) {
+        if let Some(stats) = self.peers.get_mut(&id).and_then(Peer::begins_thin) {
+            self.command_media(MediaCommand::Path { peer: id, stats });
+        }
+    }
+
     fn handle_session(&mut self, id: PeerId, event: session::Event, from: Option<(usize, Micros)>) {
         let now = Instant::now();
         let (via, arrived) = from.unwrap_or_else(|| (usize::MAX, clock::now()));
@@ -51,6 +58,7 @@ impl Node {
                     self.command_media(MediaCommand::Voice { peer: id, route, inbox, proofs });
                     let hearing = self.config.volumes.of(&id);
                     self.command_media(MediaCommand::Hearing { peer: id, hearing });
+                    self.begin_thin(id);
                     // One who called us before anybody told us of it is discovered by its call.
                     if self.peers.get(&id).is_some_and(|peer| peer.told.is_none()) {
                         self.tell_peer(id, PeerState::Discovered, None);

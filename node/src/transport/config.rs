@@ -31,6 +31,13 @@ pub const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// 333 ms makes a lost first packet cost a second. Below 135 ms a thin link (64 kb/s, 40 ms), where a handshake takes
 /// 400 ms, would carry everything twice and lose the end of it.
 pub const INITIAL_RTT: Duration = Duration::from_millis(150);
+/// Bytes of the connection id in each packet. What another connection's id picks out, its keys refuse.
+pub const CONNECTION_ID_LEN: usize = 4;
+/// Packets that come are acknowledged after so many, or so much time, whichever is first (draft-ietf-quic-ack-frequency).
+/// Voice is not repeated, so all that waits for it is the view of the path; each acknowledgement costs as much as a header.
+pub const ACK_EVERY: u32 = 10;
+/// See [`ACK_EVERY`].
+pub const ACK_DELAY: Duration = Duration::from_millis(80);
 /// Handshakes the endpoint keeps waiting, and the bytes it buffers for one and for all of them.
 pub const MAX_INCOMING: usize = 1024;
 const INCOMING_BUFFER: u64 = 16 * 1024;
@@ -78,6 +85,7 @@ impl Config {
         client.transport_config(transport);
         let mut endpoint = quinn::EndpointConfig::default();
         endpoint.supported_versions(vec![1]);
+        endpoint.cid_generator(|| Box::new(quinn_proto::RandomConnectionIdGenerator::new(CONNECTION_ID_LEN)));
         let runtime = Arc::new(quinn::TokioRuntime);
         Ok(Self { client, server, endpoint, runtime, ceiling: None, paced: false })
     }
@@ -97,6 +105,8 @@ impl Config {
 }
 
 fn transport() -> quinn::TransportConfig {
+    let mut acknowledged = quinn::AckFrequencyConfig::default();
+    acknowledged.ack_eliciting_threshold(ACK_EVERY.into()).max_ack_delay(Some(ACK_DELAY));
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_concurrent_uni_streams(0u32.into())
@@ -112,6 +122,7 @@ fn transport() -> quinn::TransportConfig {
         .allow_spin(false)
         // Nothing we send needs more than 1,200 bytes, and each probe for more is a third of a thin link's second.
         .mtu_discovery_config(None)
+        .ack_frequency_config(Some(acknowledged))
         .congestion_controller_factory(Arc::new(MediaControllerConfig::default()));
     transport
 }

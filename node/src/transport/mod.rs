@@ -41,7 +41,10 @@ use libp2p::{
     core::transport::{DialOpts, ListenerId, PortUse, Transport, TransportError, TransportEvent},
 };
 use quinn::rustls::pki_types::CertificateDer;
-use tokio::sync::mpsc;
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    mpsc,
+};
 
 pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, may_have_address, to_multiaddr, to_socket_addr};
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
@@ -87,6 +90,9 @@ pub enum Error {
     /// No answer within [`HANDSHAKE_TIMEOUT`]: wrong address, or a firewall that drops UDP.
     #[error("no answer within {} s: wrong address, nobody there, or UDP is blocked", HANDSHAKE_TIMEOUT.as_secs())]
     HandshakeTimedOut,
+    /// Another connection with the same place was there first.
+    #[error("another connection got there first")]
+    Outrun,
     /// The far end showed no certificate that names a PeerId. Not a hallway node.
     #[error("the far end did not prove a PeerId")]
     NoIdentity,
@@ -110,6 +116,8 @@ pub struct QuicTransport {
 pub(crate) struct Shared {
     authenticated: mpsc::Sender<Authenticated>,
     half_open: Arc<AtomicUsize>,
+    /// Tells with whom a connection stands now, whoever dialled: what still dials there need not go on.
+    arrived: broadcast::Sender<SocketAddr>,
     /// Where QUIC runs on the media thread: how often a stranger's handshake is answered there.
     pace: Option<Arc<Mutex<Pace>>>,
 }
@@ -138,6 +146,8 @@ impl Shared {
             let peer = proven_peer(&connection).ok_or(Error::NoIdentity)?;
             let handed = Authenticated { peer, connection: connection.clone(), dialer };
             self.authenticated.try_send(handed).map_err(|_| Error::Busy)?;
+            // An error means that nobody dials.
+            let _ = self.arrived.send(connection.remote_address());
             Ok((peer, Muxer::new(connection)))
         }
         .boxed()
@@ -154,7 +164,8 @@ impl QuicTransport {
     pub fn new(config: Config) -> (Self, mpsc::Receiver<Authenticated>) {
         let (authenticated, receiver) = mpsc::channel(MAX_WAITING_CONNECTIONS);
         let pace = config.paced.then(|| Arc::new(Mutex::new(Pace::new(Instant::now()))));
-        let shared = Shared { authenticated, half_open: Arc::new(AtomicUsize::new(0)), pace };
+        let (arrived, _) = broadcast::channel(MAX_WAITING_CONNECTIONS);
+        let shared = Shared { authenticated, half_open: Arc::new(AtomicUsize::new(0)), arrived, pace };
         (Self { config, listeners: SelectAll::new(), dialers: HashMap::new(), shared, waker: None }, receiver)
     }
 
@@ -231,10 +242,15 @@ impl Transport for QuicTransport {
         let endpoint = self.endpoint_for(remote, opts.port_use).map_err(TransportError::Other)?;
         let client = self.config.client.clone();
         let shared = self.shared.clone();
+        let arrivals = shared.arrived.subscribe();
         Ok(async move {
             // The name is not checked: the certificate proves a PeerId. It must only be a valid one, and short.
             let connecting = endpoint.connect_with(client, remote, "l")?;
-            shared.finish(connecting, true).await
+            tokio::select! {
+                biased;
+                finished = shared.finish(connecting, true) => finished,
+                () = outrun(arrivals, remote) => Err(Error::Outrun),
+            }
         }
         .boxed())
     }
@@ -245,6 +261,17 @@ impl Transport for QuicTransport {
         }
         self.waker = Some(cx.waker().clone());
         Poll::Pending
+    }
+}
+
+/// Waits until a connection with this place stands.
+async fn outrun(mut arrivals: broadcast::Receiver<SocketAddr>, place: SocketAddr) {
+    loop {
+        match arrivals.recv().await {
+            Ok(arrived) if arrived == place => return,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return std::future::pending().await,
+        }
     }
 }
 

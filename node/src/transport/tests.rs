@@ -86,6 +86,28 @@ async fn closing_the_streams_closes_the_media_too() {
     assert!(matches!(b.connection.closed().await, quinn::ConnectionError::ApplicationClosed(_)));
 }
 
+#[tokio::test]
+async fn a_dial_ends_where_a_connection_from_that_place_was_there_first() {
+    let (mut ana, _ana_media) = transport(&Keypair::generate_ed25519());
+    let (mut ben, _ben_media) = transport(&Keypair::generate_ed25519());
+    let ana_addr = listen(&mut ana, "/ip4/127.0.0.1/udp/0/quic-v1").await;
+    let ben_addr = listen(&mut ben, "/ip4/127.0.0.1/udp/0/quic-v1").await;
+    // Nobody polls Ben, so he answers no dial; his own goes through.
+    let outrun = ana.dial(ben_addr, DIAL).unwrap();
+    let dialled = ben.dial(ana_addr, DIAL).unwrap();
+    let accepted = async {
+        loop {
+            let event = poll_fn(|cx| Pin::new(&mut ana).poll(cx)).await;
+            if let Some((upgrade, _)) = event.into_incoming() {
+                return upgrade.await;
+            }
+        }
+    };
+    let (outrun, dialled, accepted) = tokio::join!(outrun, dialled, accepted);
+    assert!(matches!(outrun, Err(Error::Outrun)));
+    assert!(dialled.is_ok() && accepted.is_ok());
+}
+
 #[test]
 fn addresses_of_other_transports_are_handed_back() {
     let (mut transport, _media) = transport(&Keypair::generate_ed25519());

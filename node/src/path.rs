@@ -31,7 +31,9 @@ pub const LEAST_KBPS: u32 = 32;
 /// packets take 400 ms there and back at 64 kb/s. No more than [`BEGIN_KBPS`] is sent until more is known to go through.
 pub const THIN_RTT: Duration = Duration::from_millis(300);
 /// See [`THIN_RTT`].
-pub const BEGIN_KBPS: u32 = 50;
+pub const BEGIN_KBPS: u32 = 46;
+/// A voice of no more than this goes over a thin link, in kb/s.
+pub const THIN_KBPS: u32 = 54;
 
 /// A datagram was not sent. Voice is not sent again: the next frame is on its way.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

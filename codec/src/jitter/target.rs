@@ -290,7 +290,7 @@ impl Target {
                 self.changed = Some(pulled);
             }
         }
-        let spread = 2 * (most - level) + OTHER_LEVEL;
+        let spread = most - level + OTHER_LEVEL;
         let (mut at, mut forget, mut was_other) = (0, 0, false);
         while let Some(begins) = self.came.get(at).map(|c| c.pulled) {
             let second = self.came.range(at..).take_while(|c| c.pulled - begins < RECENT);

@@ -245,6 +245,12 @@ impl Controller {
         }
     }
 
+    /// Whether anything was heard of any listener.
+    #[must_use]
+    pub fn has_listeners(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
     /// A peer left: it no longer counts.
     pub fn forget_peer(&mut self, peer: u32) {
         self.peers.retain(|p| p.id != peer);

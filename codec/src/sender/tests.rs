@@ -65,6 +65,17 @@ fn packets_follow_each_other_without_gap_and_say_when_they_were_captured() {
 }
 
 #[test]
+fn the_first_listener_behind_a_thin_link_is_spoken_to_in_long_frames_at_once() {
+    let mut sender = Sender::new(SenderConfig::default()).unwrap();
+    let mut at = 0;
+    run(&mut sender, &mut at, 500, |_, _| ());
+    let thin = PathStats { max_kbps: Some(46), ..PathStats::default() };
+    sender.handle_path(Micros(at * 125 / 6), 1, &thin);
+    let packets = run(&mut sender, &mut at, 100, |_, _| ());
+    assert!(packets.iter().all(|(encoded, _)| encoded.frame == Samples::MS_20), "{}", packets.len());
+}
+
+#[test]
 fn loss_brings_longer_frames_and_copies_announced_beforehand_in_one_seamless_stream() {
     let mut sender = Sender::new(SenderConfig::default()).unwrap();
     let mut at = 0;

@@ -1,7 +1,7 @@
 //! What a node tells of itself: events as they happen, figures every second, the summary at the end.
 
 use super::*;
-use crate::{events::DeviceState, path::BEGIN_KBPS};
+use crate::{events::DeviceState, path::THIN_KBPS};
 
 impl Node {
     pub(super) fn handle_media(&mut self, event: MediaEvent) {
@@ -105,7 +105,7 @@ impl Node {
                 peer.counted = Some((path.id(), sent, received));
             }
             let path_stats = path.as_ref().map(|path| path.stats());
-            peer.is_thin = stats.policy.wire_kbps() <= BEGIN_KBPS;
+            peer.is_thin = stats.policy.wire_kbps() <= THIN_KBPS;
             let r = &voice.receiver;
             if let Some(stages) = r.mouth_to_ear_stages_ms {
                 peer.stages.add(&stages);

@@ -369,8 +369,9 @@ impl Peer {
             return false;
         }
         self.pings = self.pings.saturating_add(1);
-        let every = if self.pings < FIRST_PINGS { FIRST_PING_EVERY } else { PING_EVERY };
-        self.next_ping = now + every * if self.is_thin { 4 } else { 1 };
+        let (first, slower) = if self.is_thin { (FIRST_PINGS / 4, 4) } else { (FIRST_PINGS, 1) };
+        let every = if self.pings < first { FIRST_PING_EVERY } else { PING_EVERY };
+        self.next_ping = now + every * slower;
         true
     }
 

@@ -55,8 +55,9 @@ impl Rtt {
     pub fn timeout(&self) -> Duration {
         let timeout = match (self.smoothed, self.hint) {
             (Some((mean, var)), _) => mean.saturating_add(var.saturating_mul(4)),
-            (None, Some(hint)) => hint.saturating_mul(2),
-            (None, None) => MIN_RTO.saturating_mul(2),
+            // The first words of a session are small, and everybody waits for them.
+            (None, Some(hint)) => scaled(hint, 3, 2),
+            (None, None) => MIN_RTO,
         };
         timeout.clamp(MIN_RTO, MAX_RTO)
     }

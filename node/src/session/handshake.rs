@@ -250,6 +250,11 @@ impl Answer {
         Some((Box::new(noise), answer))
     }
 
+    /// Whether it answers this first message.
+    pub fn is_to(&self, message: &[u8]) -> bool {
+        self.hello == message
+    }
+
     /// Takes the third message.
     pub fn handle_proof(mut self, noise: &[u8]) -> Step<Keys, Self> {
         let Some(payload) = read(&mut self.noise, noise) else {

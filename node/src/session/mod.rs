@@ -281,7 +281,7 @@ impl Session {
             Calling::Proof(proof) => proof.0.retry.next(),
         });
         let answering = self.answering.as_ref().map(|attempt| attempt.retry.next());
-        let anyway = self.call_anyway_at();
+        let anyway = self.call_anyway_at().into_iter().chain(self.call_again_at()).min();
         let channel = self.channel.as_ref().and_then(|channel| channel.poll_timeout(self.now));
         [at_once, calling, answering, anyway, channel].into_iter().flatten().min()
     }
@@ -351,7 +351,9 @@ impl Session {
     }
 
     fn handle_hello(&mut self, now: Instant, id: u64, version: u8, tag: [u8; 16], noise: &[u8]) {
-        if let Some(attempt) = self.answering.as_mut().filter(|attempt| attempt.phase.id == id) {
+        // Another call under the same number: a bit has flipped in one of the two.
+        let same = |attempt: &&mut Attempt<Answer>| attempt.phase.id == id && attempt.phase.is_to(noise);
+        if let Some(attempt) = self.answering.as_mut().filter(same) {
             if attempt.retry.hurry(now) {
                 self.outgoing.push_back(attempt.phase.datagram.clone());
             }
@@ -391,7 +393,9 @@ impl Session {
                     Step::Done(proof) => {
                         self.outgoing.push_back(proof.datagram.clone());
                         let channel = Channel::new(&proof.keys, self.first_rtt(), now);
-                        let attempt = Attempt { phase: proof, retry: self.retry(now) };
+                        let until = retry.until();
+                        let mut attempt = Attempt { phase: proof, retry: self.retry(now) };
+                        attempt.retry.not_beyond(until);
                         self.calling = Some(Calling::Proof(Box::new((attempt, channel))));
                     }
                     Step::Again { this, .. } => {
@@ -562,6 +566,15 @@ impl Session {
         if self.call_anyway_at().is_some_and(|at| at <= now) {
             self.call(now);
         }
+        if let Some(Calling::Proof(proof)) = &self.calling
+            && self.call_again_at().is_some_and(|at| at <= now)
+        {
+            let until = proof.0.retry.until();
+            self.call(now);
+            if let Some(Calling::Hello(attempt)) = &mut self.calling {
+                attempt.retry.not_beyond(until);
+            }
+        }
         if gave_up && self.wanted && !self.is_connecting() {
             self.wanted = false;
             self.events.push_back(Event::TimedOut);
@@ -576,6 +589,12 @@ impl Session {
     fn call_anyway_at(&self) -> Option<Instant> {
         let theirs = self.answering.as_ref().filter(|_| self.wanted && self.calling.is_none())?;
         theirs.retry.started().checked_add(CALL_ANYWAY)
+    }
+
+    /// When to call again because nobody takes our proof: whoever answered may have started anew meanwhile.
+    fn call_again_at(&self) -> Option<Instant> {
+        let Some(Calling::Proof(proof)) = &self.calling else { return None };
+        proof.0.retry.started().checked_add(CALL_ANYWAY)
     }
 
     fn may_answer(&mut self, now: Instant) -> bool {

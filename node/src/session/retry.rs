@@ -4,8 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::arq::scaled;
 
-/// Least time before a handshake message is sent again; twice the round trip where that is known and longer.
-pub const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// A handshake message is sent again after this, before an answer can have come: it is small, and where a burst of loss took
+/// the first of them the next has another chance. Half as long again each time up to [`USUAL_RETRY`], a fifth beyond.
+pub const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// See [`FIRST_RETRY`].
+pub const USUAL_RETRY: Duration = Duration::from_millis(100);
+/// Where the round trip is known to be as long, each message fills a thin link for a while: again after twice that time.
+pub const LONG_RTT: Duration = Duration::from_millis(250);
 /// Most time between two sendings of a handshake message.
 pub const MAX_RETRY: Duration = Duration::from_millis(600);
 /// When a handshake gives up.
@@ -40,8 +45,8 @@ pub enum Due {
 
 impl Retry {
     pub fn new(now: Instant, rtt: Option<Duration>) -> Self {
-        let hint = rtt.map_or(FIRST_RETRY, |rtt| rtt.saturating_mul(2));
-        let wait = hint.clamp(FIRST_RETRY, MAX_RETRY);
+        let long = rtt.filter(|rtt| *rtt >= LONG_RTT);
+        let wait = long.map_or(FIRST_RETRY, |rtt| rtt.saturating_mul(2).min(MAX_RETRY));
         let after = |wait| now.checked_add(wait).unwrap_or(now);
         Self {
             started: now,
@@ -57,6 +62,15 @@ impl Retry {
         self.started
     }
 
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Gives up at that time, if not sooner.
+    pub fn not_beyond(&mut self, until: Instant) {
+        self.until = self.until.min(until);
+    }
+
     pub fn next(&self) -> Instant {
         self.at.min(self.until)
     }
@@ -68,8 +82,9 @@ impl Retry {
         if now < self.at {
             return Due::Nothing;
         }
-        // A fifth longer each time: at 30 % loss a doubling would leave too few tries within 3 s.
-        self.wait = scaled(self.wait, 6, 5).min(MAX_RETRY);
+        // No doubling: at 30 % loss it would leave too few tries within 3 s.
+        let (by, over) = if self.wait < USUAL_RETRY { (3, 2) } else { (6, 5) };
+        self.wait = scaled(self.wait, by, over).min(MAX_RETRY);
         self.delay(now);
         Due::Send(datagram.to_vec())
     }

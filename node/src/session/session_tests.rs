@@ -372,7 +372,7 @@ fn messages_arrive_once_and_in_order_through_loss_duplicates_reordering_and_bit_
 
 #[test]
 fn a_session_is_set_up_through_flipped_bits() {
-    for seed in 0..50 {
+    for seed in 0..300 {
         let mut world = two(Link { flip: 0.1, ..Link::default() }, seed);
         world.connect(0);
         world.run(Duration::from_secs(10));

@@ -32,7 +32,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::SelectAll};
@@ -63,6 +63,9 @@ pub use socket::{Ceiling, EXPEDITED};
 
 /// Authenticated connections that may wait for the media plane to take them. More than that at once are refused.
 pub const MAX_WAITING_CONNECTIONS: usize = 256;
+
+/// How often a connection that we dialled is looked at until its far end says that it stands.
+const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 
 /// A QUIC connection whose far end has proven its PeerId.
 #[derive(Debug, Clone)]
@@ -135,6 +138,22 @@ impl Shared {
         self.half_open.load(Ordering::Relaxed)
     }
 
+    /// Tells those who still dial there. Who dialled knows only by the far end's word that the end of its handshake came.
+    fn tell_arrived(&self, connection: quinn::Connection, dialer: bool) {
+        let arrived = self.arrived.clone();
+        tokio::spawn(async move {
+            let confirmed = |connection: &quinn::Connection| connection.stats().frame_rx.handshake_done > 0;
+            while dialer && !confirmed(&connection) {
+                if connection.close_reason().is_some() {
+                    return;
+                }
+                tokio::time::sleep(CONFIRMED_EVERY).await;
+            }
+            // An error means that nobody dials.
+            let _ = arrived.send(connection.remote_address());
+        });
+    }
+
     /// Waits for the handshake, proves the PeerId and hands the connection over. Also what `Incoming` resolves to.
     pub(crate) fn finish(self, connecting: quinn::Connecting, dialer: bool) -> Upgrade {
         let guard = HalfOpen::new(self.half_open.clone());
@@ -146,8 +165,7 @@ impl Shared {
             let peer = proven_peer(&connection).ok_or(Error::NoIdentity)?;
             let handed = Authenticated { peer, connection: connection.clone(), dialer };
             self.authenticated.try_send(handed).map_err(|_| Error::Busy)?;
-            // An error means that nobody dials.
-            let _ = self.arrived.send(connection.remote_address());
+            self.tell_arrived(connection.clone(), dialer);
             Ok((peer, Muxer::new(connection)))
         }
         .boxed()

@@ -55,11 +55,13 @@ pub const MAX_PENDING_OPENS: usize = 64;
 
 /// TCP is tried this much later than QUIC: on a healthy network QUIC is there by then.
 pub const HEAD_START: Duration = Duration::from_millis(250);
-/// A QUIC handshake with a server that takes longer is begun anew beside the first, up to [`DIALS_BESIDE`] times: QUIC
-/// repeats what got lost at ever longer intervals. A thin link (64 kb/s) takes 400 ms for a handshake that loses nothing.
-pub const DIAL_BESIDE_AFTER: Duration = Duration::from_millis(500);
-/// See [`DIAL_BESIDE_AFTER`].
-pub const DIALS_BESIDE: u32 = 4;
+/// A QUIC handshake with a server that takes longer is begun anew beside the first, and again: QUIC repeats what got lost
+/// late and at ever longer intervals, a fresh one at once and whole.
+pub const DIAL_BESIDE_AFTER: [Duration; 6] = {
+    let (soon, later, late) =
+        (Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800));
+    [soon, soon, later, later, late, late]
+};
 
 pub(crate) fn is_quic(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| matches!(part, Protocol::QuicV1))
@@ -191,8 +193,8 @@ impl Opener {
 
     async fn open_over_quic(&self, target: Target, protocol: StreamProtocol) -> Result<Opened, OpenError> {
         let again = async {
-            for _ in 0..DIALS_BESIDE {
-                tokio::time::sleep(DIAL_BESIDE_AFTER).await;
+            for wait in DIAL_BESIDE_AFTER {
+                tokio::time::sleep(wait).await;
                 // An error means that the Swarm is gone, which the opening notices too.
                 let _ = self.0.send(Command::DialBeside { target: target.clone() }).await;
             }

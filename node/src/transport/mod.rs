@@ -47,6 +47,7 @@ use tokio::sync::{
 };
 
 pub use addr::{has_ipv6, ip_of, is_dialable, is_tcp, may_have_address, to_multiaddr, to_socket_addr};
+use config::INITIAL_RTT;
 pub use config::{Config, ConfigError, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE};
 pub use congestion::{MediaController, PathMetrics};
 pub use drive::{Drive, Driver, MAX_LOOKS, Tasks, drive};
@@ -64,6 +65,8 @@ pub use socket::{Ceiling, EXPEDITED};
 /// Authenticated connections that may wait for the media plane to take them. More than that at once are refused.
 pub const MAX_WAITING_CONNECTIONS: usize = 256;
 
+/// QUIC repeats a handshake's packets after this, and waits twice as long after it (RFC 9002 section 6.2).
+const FIRST_REPEAT: Duration = INITIAL_RTT.saturating_mul(3);
 /// How often a connection that we dialled is looked at until its far end says that it stands.
 const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 
@@ -138,12 +141,13 @@ impl Shared {
         self.half_open.load(Ordering::Relaxed)
     }
 
-    /// Tells those who still dial there. Who dialled knows only by the far end's word that the end of its handshake came.
-    fn tell_arrived(&self, connection: quinn::Connection, dialer: bool) {
+    /// Tells those who still dial there. Who dialled knows only by the far end's word that the end of the handshake came
+    /// there; where nothing was repeated yet, what gets lost is repeated soon.
+    fn tell_arrived(&self, connection: quinn::Connection, sure: bool) {
         let arrived = self.arrived.clone();
         tokio::spawn(async move {
             let confirmed = |connection: &quinn::Connection| connection.stats().frame_rx.handshake_done > 0;
-            while dialer && !confirmed(&connection) {
+            while !sure && !confirmed(&connection) {
                 if connection.close_reason().is_some() {
                     return;
                 }
@@ -157,6 +161,7 @@ impl Shared {
     /// Waits for the handshake, proves the PeerId and hands the connection over. Also what `Incoming` resolves to.
     pub(crate) fn finish(self, connecting: quinn::Connecting, dialer: bool) -> Upgrade {
         let guard = HalfOpen::new(self.half_open.clone());
+        let began = Instant::now();
         async move {
             let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
                 .await
@@ -165,7 +170,7 @@ impl Shared {
             let peer = proven_peer(&connection).ok_or(Error::NoIdentity)?;
             let handed = Authenticated { peer, connection: connection.clone(), dialer };
             self.authenticated.try_send(handed).map_err(|_| Error::Busy)?;
-            self.tell_arrived(connection.clone(), dialer);
+            self.tell_arrived(connection.clone(), !dialer || began.elapsed() < FIRST_REPEAT);
             Ok((peer, Muxer::new(connection)))
         }
         .boxed()

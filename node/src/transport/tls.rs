@@ -20,7 +20,8 @@ use quinn::rustls::{
 /// # Errors
 /// Where the cipher suites fit no version of TLS, which a newer libp2p-tls might bring about.
 pub(super) fn client(libp2p: &ClientConfig) -> Result<ClientConfig, Error> {
-    let provider = CryptoProvider { kx_groups: vec![X25519], ..CryptoProvider::clone(libp2p.crypto_provider()) };
+    let provider =
+        CryptoProvider { kx_groups: vec![X25519], ..CryptoProvider::clone(libp2p.crypto_provider()) };
     let schemes = libp2p.crypto_provider().signature_verification_algorithms.supported_schemes();
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?

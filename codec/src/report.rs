@@ -56,6 +56,9 @@ pub struct PathStats {
     pub lost: u64,
     /// Most that the path gives for this voice, with all headers, in kb/s; `None` where no limit is known.
     pub max_kbps: Option<u32>,
+    /// That limit is a guess, not what the path turned out to give: more is tried soon.
+    #[serde(default)]
+    pub presumed: bool,
     /// The path repeats what it loses (TCP): copies are of no use on it.
     #[serde(default)]
     pub reliable: bool,

@@ -169,6 +169,7 @@ impl Path for QuicPath {
                 u32::try_from(m.delivery_rate_bps * 85 / 100_000).unwrap_or(u32::MAX).max(LEAST_KBPS)
             }),
             reliable: false,
+            presumed: false,
         }
     }
 

@@ -329,6 +329,7 @@ impl Call {
                 lost: counts.lost(),
                 max_kbps: self.max_kbps[i],
                 reliable: false,
+                presumed: false,
             };
             me.sender.handle_path(me.clock(now), 1, &path);
         }

@@ -224,7 +224,10 @@ impl Controller {
     pub fn handle_path(&mut self, now: Micros, peer: u32, path: &PathStats) {
         if let Some(peer) = self.peer(peer) {
             peer.reliable = path.reliable;
-            peer.limit.hear(now, path.max_kbps);
+            match path.max_kbps.filter(|_| path.presumed) {
+                Some(kbps) => peer.limit.presume(now, kbps),
+                None => peer.limit.hear(now, path.max_kbps),
+            }
             peer.loss.handle_totals(now, path.sent, path.lost);
             self.update();
         }
@@ -426,6 +429,24 @@ mod tests {
         controller.handle_path(seconds(0.0), 1, &path);
         controller.handle_report(seconds(0.5), 1, &report(20));
         assert!(controller.policy(seconds(0.5)).copies.is_empty());
+    }
+
+    #[test]
+    fn a_limit_that_is_only_presumed_is_gone_after_seconds_and_one_that_was_measured_stays() {
+        let thin = PathStats { max_kbps: Some(46), presumed: true, ..PathStats::default() };
+        let free = PathStats::default();
+        for (full, back) in [(None, 4..12), (Some(5), 20..100)] {
+            let mut controller = Controller::new(Profile::Talk, 1, None);
+            controller.handle_path(seconds(0.0), 1, &thin);
+            assert_eq!(controller.policy(seconds(0.0)).frame, Samples::MS_20);
+            let began = (1..120).find(|s| {
+                let measured = PathStats { max_kbps: Some(50), ..free };
+                let path = if full == Some(*s) { &measured } else { &free };
+                controller.handle_path(seconds((*s).into()), 1, path);
+                controller.policy(seconds((*s).into())).frame == Samples::MS_5
+            });
+            assert!(began.is_some_and(|s| back.contains(&s)), "{full:?}: {began:?}");
+        }
     }
 
     #[test]

@@ -206,7 +206,8 @@ impl Paths {
             let others = self.open.iter_mut().enumerate().filter(|(other, _)| *other != at);
             others.for_each(|(_, rung)| rung.ask_soon(now));
         }
-        // Two connections to one place go the same way: one that stands by knows the round trip of another time.
+        // Two connections to one place go the same way: one that stands by knows the round trip of another time. Of these
+        // both sides take the one they agree on.
         let same_way = current.map(|at| (self.open[at].path.remote(), self.open[at].path.rtt()));
         let silent_since = current.map(|at| (path::rung(self.open[at].path.kind()), self.open[at].heard));
         let key = |at: usize| {
@@ -214,8 +215,8 @@ impl Paths {
             let used = current == Some(at);
             let path = entry.path.as_ref();
             let bonus = if prefer(path) { Duration::ZERO } else { SWITCH_MARGIN };
-            let stay = if used { Duration::ZERO } else { SWITCH_MARGIN };
             let same_way = same_way.as_ref().filter(|(remote, _)| *remote == path.remote());
+            let stay = if used || same_way.is_some() { Duration::ZERO } else { SWITCH_MARGIN };
             let rtt = same_way.map_or_else(|| path.rtt(), |(_, rtt)| *rtt);
             // What stood by on the same rung may have died of the same: it has to have been heard since.
             let same = !used

@@ -293,11 +293,7 @@ impl Peer {
     pub fn begins_thin(&mut self) -> Option<PathStats> {
         let path = self.paths.used().filter(|path| !self.begun_thin && path.leg_rtt() >= THIN_RTT)?;
         (self.begun_thin, self.is_thin) = (true, true);
-        let stats = path.stats();
-        Some(PathStats {
-            max_kbps: Some(stats.max_kbps.map_or(BEGIN_KBPS, |own| own.min(BEGIN_KBPS))),
-            ..stats
-        })
+        Some(PathStats { max_kbps: Some(BEGIN_KBPS), presumed: true, ..path.stats() })
     }
 
     /// It reports how much of our voice came: how the way through a server stands, where that turns out to be full. Of its

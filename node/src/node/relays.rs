@@ -5,10 +5,12 @@ use crate::forward::{
     Inlets, Link, LinkConfig, LinkEvent, RelayedPath, Uplink, link::MAX_NEWS, path::Carrier, wire::Refusal,
 };
 
-/// A server is told anew on which connection our datagrams come: the last time may have got lost. At first this often,
+/// A server is told anew on which connection our datagrams come, at first and while a path through it is in use this often:
+/// the last time may have got lost, and a NAT may have given us another port.
 const BIND_EVERY: Duration = Duration::from_secs(1);
-/// after so many times this often.
+/// So many times at first,
 const BINDS_AT_FIRST: u32 = 4;
+/// later this often, while nothing goes through it.
 const BIND_LATER: Duration = Duration::from_secs(5);
 /// Where voice goes to a server over TCP, UDP is tried again after this, twice as long each time, up to the most.
 const UDP_AGAIN: Duration = Duration::from_secs(1);
@@ -275,15 +277,16 @@ impl Node {
         let mut done = Vec::new();
         for link in &mut self.relays.links {
             let Some(room) = &mut link.open else { continue };
+            let used = |(index, peer): &(u8, PeerId)| {
+                self.peers.get(peer).is_some_and(|known| known.paths.uses_relay(&room.uplink, *index))
+            };
             if room.next_bind <= now {
                 room.binds = room.binds.saturating_add(1);
-                room.next_bind = now + if room.binds < BINDS_AT_FIRST { BIND_EVERY } else { BIND_LATER };
+                let often = room.binds < BINDS_AT_FIRST || room.members.iter().any(used);
+                room.next_bind = now + if often { BIND_EVERY } else { BIND_LATER };
                 room.uplink.bind();
             }
             if room.uplink.is_leaving() {
-                let used = |(index, peer): &(u8, PeerId)| {
-                    self.peers.get(peer).is_some_and(|known| known.paths.uses_relay(&room.uplink, *index))
-                };
                 let since = *room.unused_since.get_or_insert(now);
                 if room.members.iter().any(used) {
                     room.unused_since = None;

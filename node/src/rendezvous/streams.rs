@@ -426,10 +426,12 @@ impl Behaviour {
         let Some(at) = self.pending.iter().position(|p| p.dials.contains(&id)) else { return };
         let Some(pending) = self.pending.get_mut(at) else { return };
         pending.dials.remove(&id);
-        if !pending.dials.is_empty() {
+        // Where somebody else answers, a dial beside this one would find no better.
+        if !pending.dials.is_empty() && !matches!(error, DialError::WrongPeerId { .. }) {
             return;
         }
         let pending = self.pending.swap_remove(at);
+        self.outrun.extend(&pending.dials);
         let error = match (error, pending.target.peer) {
             (DialError::WrongPeerId { obtained, .. }, Some(expected)) => {
                 OpenError::WrongIdentity { expected, obtained: *obtained }
@@ -675,5 +677,37 @@ impl OutboundUpgrade<Stream> for Protocols {
 
     fn upgrade_outbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
         ready(Ok((stream, protocol)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dial_id(action: &ToSwarm<Infallible, Ask>) -> Option<ConnectionId> {
+        match action {
+            ToSwarm::Dial { opts } => Some(opts.connection_id()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn somebody_else_at_the_address_is_named_though_another_dial_still_waits() {
+        let (mut behaviour, _opener) = Behaviour::client();
+        let (expected, obtained) = (PeerId::random(), PeerId::random());
+        let address: Multiaddr = "/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap();
+        let target = Target { peer: Some(expected), addresses: vec![address.clone()] };
+        let (reply, mut opened) = oneshot::channel();
+        behaviour.open(target.clone(), Ask { protocol: WATCH_PROTOCOL, reply });
+        behaviour.dial_beside(&target);
+        let ids: Vec<ConnectionId> =
+            behaviour.actions.iter().filter_map(dial_id).collect();
+        let error = DialError::WrongPeerId { obtained, address };
+        behaviour.dial_failed(ids[0], &error);
+        let expected = OpenError::WrongIdentity { expected, obtained };
+        assert_eq!(opened.try_recv().unwrap().err(), Some(expected));
+        behaviour.dial_failed(ids[1], &DialError::Aborted);
+        behaviour.actions.clear();
+        assert_eq!(behaviour.remembered(), 0);
     }
 }

@@ -700,8 +700,7 @@ mod tests {
         let (reply, mut opened) = oneshot::channel();
         behaviour.open(target.clone(), Ask { protocol: WATCH_PROTOCOL, reply });
         behaviour.dial_beside(&target);
-        let ids: Vec<ConnectionId> =
-            behaviour.actions.iter().filter_map(dial_id).collect();
+        let ids: Vec<ConnectionId> = behaviour.actions.iter().filter_map(dial_id).collect();
         let error = DialError::WrongPeerId { obtained, address };
         behaviour.dial_failed(ids[0], &error);
         let expected = OpenError::WrongIdentity { expected, obtained };

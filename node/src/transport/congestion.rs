@@ -59,8 +59,9 @@ pub struct PathMetrics {
     pub delivery_rate_bps: u64,
 }
 
-/// How far back the standing round trip looks.
-pub const STANDING_WINDOW: Duration = Duration::from_millis(100);
+/// How far back the standing round trip looks: over several acknowledgements, which come up to 80 ms apart, so that a spike
+/// is no queue.
+pub const STANDING_WINDOW: Duration = Duration::from_millis(300);
 /// Half of how long the least round trip is remembered, so that a longer route becomes the new normal.
 const MIN_RTT_HALF_LIFE: Duration = Duration::from_secs(10);
 /// Slots of the delivery rate's one-second window.
@@ -228,6 +229,14 @@ mod tests {
         assert!(path.controller.path_metrics().queue_delay >= 190 * MS);
         path.run(5000 * MS, 50 * MS, true);
         assert!(path.controller.window() > squeezed);
+        assert_eq!(path.controller.path_metrics().queue_delay, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_spike_of_a_few_packets_is_no_queue() {
+        let mut path = Path::new();
+        path.run(1000 * MS, 60 * MS, true);
+        path.run(250 * MS, 260 * MS, true);
         assert_eq!(path.controller.path_metrics().queue_delay, Duration::ZERO);
     }
 

@@ -701,11 +701,12 @@ mod tests {
         behaviour.open(target.clone(), Ask { protocol: WATCH_PROTOCOL, reply });
         behaviour.dial_beside(&target);
         let ids: Vec<ConnectionId> = behaviour.actions.iter().filter_map(dial_id).collect();
+        let [first, beside] = *ids else { panic!("{ids:?}") };
         let error = DialError::WrongPeerId { obtained, address };
-        behaviour.dial_failed(ids[0], &error);
+        behaviour.dial_failed(first, &error);
         let expected = OpenError::WrongIdentity { expected, obtained };
         assert_eq!(opened.try_recv().unwrap().err(), Some(expected));
-        behaviour.dial_failed(ids[1], &DialError::Aborted);
+        behaviour.dial_failed(beside, &DialError::Aborted);
         behaviour.actions.clear();
         assert_eq!(behaviour.remembered(), 0);
     }

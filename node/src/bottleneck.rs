@@ -32,7 +32,8 @@ const HEADERS: u64 = 28 + 32;
 /// What lies between us and one peer on one path.
 #[derive(Debug)]
 pub struct Bottleneck {
-    path: usize,
+    /// Our clock when it began: what was asked before went another way.
+    since: u64,
     least: Least<i64>,
     standing: Least<i64>,
     /// When the last report came, and the bytes sent by then.
@@ -41,10 +42,10 @@ pub struct Bottleneck {
 }
 
 impl Bottleneck {
-    /// Nothing is known of this path yet.
-    pub fn new(now: Instant, path: usize) -> Self {
+    /// Nothing is known of this path yet, which is used since `since` by our clock, in microseconds.
+    pub fn new(now: Instant, since: u64) -> Self {
         Self {
-            path,
+            since,
             least: Least::new(now, LEAST_SPAN),
             standing: Least::new(now, STANDING_SPAN),
             counted: None,
@@ -52,15 +53,11 @@ impl Bottleneck {
         }
     }
 
-    /// Forgets everything where this is another path.
-    pub fn follow(&mut self, now: Instant, path: usize) {
-        if path != self.path {
-            *self = Self::new(now, path);
-        }
-    }
-
     /// Something we sent at `sent` by our clock arrived at `arrived` by the peer's, both in microseconds.
     pub fn crossed(&mut self, now: Instant, sent: u64, arrived: u64) {
+        if sent < self.since {
+            return;
+        }
         let took = arrived.wrapping_sub(sent) as i64;
         self.least.insert(now, took);
         self.standing.insert(now, took);
@@ -115,7 +112,7 @@ mod tests {
     impl Way {
         fn new() -> Self {
             let now = Instant::now();
-            Self { bottleneck: Bottleneck::new(now, 1), start: now, now, sent: 0 }
+            Self { bottleneck: Bottleneck::new(now, 0), start: now, now, sent: 0 }
         }
 
         /// Half a second in which packets of 160 bytes with headers, 100 a second, took `ms`, and `lost` of a hundred got lost.
@@ -154,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spike_is_no_queue_and_another_path_begins_anew() {
+    fn a_spike_is_no_queue_and_what_stands_is_one() {
         let mut way = Way::new();
         (0..4).for_each(|_| assert_eq!(way.half_second(40, 0), None));
         let sent = 9_000_000;
@@ -163,7 +160,14 @@ mod tests {
         let deep: Vec<u32> = (0..4).filter_map(|_| way.half_second(440, 0)).collect();
         assert!(!deep.is_empty());
         assert_eq!(way.bottleneck.queue(), 400 * MS);
-        way.bottleneck.follow(way.now, 2);
-        assert_eq!(way.bottleneck.queue(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_was_asked_on_the_path_before_says_nothing_of_this_one() {
+        let now = Instant::now();
+        let mut bottleneck = Bottleneck::new(now, 1_000_000);
+        bottleneck.crossed(now, 990_000, 1_000_000);
+        bottleneck.crossed(now + 250 * MS, 1_200_000, 1_300_000);
+        assert_eq!(bottleneck.queue(), Duration::ZERO);
     }
 }

@@ -231,7 +231,7 @@ impl Sender {
     /// What the path to a listener looks like; see [`Controller::handle_path`].
     pub fn handle_path(&mut self, now: Micros, peer: u32, path: &PathStats) {
         if !self.pauses.rests() {
-            let nobody_heard = !self.controller.has_listeners();
+            let nobody_heard = path.presumed && !self.controller.has_listeners();
             self.controller.handle_path(self.spoken(now), peer, path);
             if nobody_heard {
                 // Nobody needs to make room for longer frames: it was announced long ago, as it were.

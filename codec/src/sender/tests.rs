@@ -69,7 +69,7 @@ fn the_first_listener_behind_a_thin_link_is_spoken_to_in_long_frames_at_once() {
     let mut sender = Sender::new(SenderConfig::default()).unwrap();
     let mut at = 0;
     run(&mut sender, &mut at, 500, |_, _| ());
-    let thin = PathStats { max_kbps: Some(46), ..PathStats::default() };
+    let thin = PathStats { max_kbps: Some(46), presumed: true, ..PathStats::default() };
     sender.handle_path(Micros(at * 125 / 6), 1, &thin);
     let packets = run(&mut sender, &mut at, 100, |_, _| ());
     assert!(packets.iter().all(|(encoded, _)| encoded.frame == Samples::MS_20), "{}", packets.len());

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::forward::{Inlets, wire::FORWARD};
+use crate::{
+    bottleneck::Bottleneck,
+    forward::{Inlets, wire::FORWARD},
+};
 
 impl Node {
     pub(super) fn handle_rendezvous(&mut self, server: usize, event: ClientEvent) {
@@ -286,6 +289,7 @@ impl Node {
             peer.dial_at(now + if prefer_dialer { Duration::ZERO } else { DIAL_SECOND });
         }
         let Some(why) = why else { return };
+        peer.bottleneck = Bottleneck::new(now, clock::now().0);
         let member = peer.name.is_some();
         if peer.session.is_established() {
             peer.prove_used();

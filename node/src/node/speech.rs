@@ -91,7 +91,6 @@ impl Node {
                         heard: arrived.0,
                     };
                     peer.clock.handle_exchange(exchange);
-                    peer.bottleneck.follow(now, peer.paths.used().map_or(0, |path| path.id()));
                     peer.bottleneck.crossed(now, sent_us, arrived_us);
                     let offset = peer.clock.offset(arrived);
                     self.command_media(MediaCommand::Clock { peer: id, offset });

@@ -63,6 +63,9 @@ pub const DIAL_BESIDE_AFTER: [Duration; 6] = {
     [soon, soon, later, later, late, late]
 };
 
+/// Least time between two dials to one target, however many wait for it.
+pub const DIAL_BESIDE_LEAST: Duration = Duration::from_millis(100);
+
 pub(crate) fn is_quic(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| matches!(part, Protocol::QuicV1))
 }
@@ -274,6 +277,8 @@ impl Connection {
 struct Pending {
     target: Target,
     dials: HashSet<ConnectionId>,
+    /// The last of them.
+    dialled: Instant,
     asks: Vec<Ask>,
 }
 
@@ -382,14 +387,19 @@ impl Behaviour {
         self.pending.push(Pending {
             target,
             dials: dials.iter().map(DialOpts::connection_id).collect(),
+            dialled: Instant::now(),
             asks: vec![ask],
         });
         self.actions.extend(dials.into_iter().map(|opts| ToSwarm::Dial { opts }));
     }
 
-    /// Dials a target once more that has not answered yet.
-    fn dial_beside(&mut self, target: &Target) {
-        let Some(pending) = self.pending.iter_mut().find(|p| p.target == *target) else { return };
+    /// Dials a target once more that has not answered yet; once, where several wait for it.
+    fn dial_beside(&mut self, now: Instant, target: &Target) {
+        let due = |p: &&mut Pending| {
+            p.target == *target && now.saturating_duration_since(p.dialled) >= DIAL_BESIDE_LEAST
+        };
+        let Some(pending) = self.pending.iter_mut().find(due) else { return };
+        pending.dialled = now;
         let dials = dials(target);
         pending.dials.extend(dials.iter().map(DialOpts::connection_id));
         self.actions.extend(dials.into_iter().map(|opts| ToSwarm::Dial { opts }));
@@ -406,11 +416,10 @@ impl Behaviour {
         }
         self.established = self.established.saturating_add(1);
         self.connections.entry(peer).or_default().insert(self.established, Connection { id, dialled });
-        let (ready, waiting) = std::mem::take(&mut self.pending)
+        let (ready, waiting): (Vec<Pending>, _) = std::mem::take(&mut self.pending)
             .into_iter()
             .partition(|p| p.target.peer == Some(peer) || p.dials.contains(&id));
         self.pending = waiting;
-        let ready: Vec<Pending> = ready;
         self.outrun.extend(ready.iter().flat_map(|p| &p.dials).filter(|dial| **dial != id));
         for ask in ready.into_iter().flat_map(|p| p.asks) {
             self.actions.push_back(ToSwarm::NotifyHandler {
@@ -547,7 +556,9 @@ impl NetworkBehaviour for Behaviour {
             let Role::Client(commands) = &mut self.role else { return Poll::Pending };
             match commands.poll_recv(cx) {
                 Poll::Ready(Some(Command::Open { target, ask })) => self.open(target, ask),
-                Poll::Ready(Some(Command::DialBeside { target })) => self.dial_beside(&target),
+                Poll::Ready(Some(Command::DialBeside { target })) => {
+                    self.dial_beside(Instant::now(), &target)
+                }
                 Poll::Ready(Some(Command::Close { peer })) => self
                     .actions
                     .push_back(ToSwarm::CloseConnection { peer_id: peer, connection: CloseConnection::All }),
@@ -699,7 +710,9 @@ mod tests {
         let target = Target { peer: Some(expected), addresses: vec![address.clone()] };
         let (reply, mut opened) = oneshot::channel();
         behaviour.open(target.clone(), Ask { protocol: WATCH_PROTOCOL, reply });
-        behaviour.dial_beside(&target);
+        for _ in 0..2 {
+            behaviour.dial_beside(Instant::now() + Duration::from_millis(200), &target);
+        }
         let ids: Vec<ConnectionId> = behaviour.actions.iter().filter_map(dial_id).collect();
         let [first, beside] = *ids else { panic!("{ids:?}") };
         let error = DialError::WrongPeerId { obtained, address };

@@ -67,8 +67,6 @@ pub const MAX_WAITING_CONNECTIONS: usize = 256;
 
 /// QUIC repeats a handshake's packets after this, and waits twice as long after it (RFC 9002 section 6.2).
 const FIRST_REPEAT: Duration = INITIAL_RTT.saturating_mul(3);
-/// How often a connection that we dialled is looked at until its far end says that it stands.
-const CONFIRMED_EVERY: Duration = Duration::from_millis(20);
 
 /// A QUIC connection whose far end has proven its PeerId.
 #[derive(Debug, Clone)]
@@ -122,7 +120,7 @@ pub struct QuicTransport {
 pub(crate) struct Shared {
     authenticated: mpsc::Sender<Authenticated>,
     half_open: Arc<AtomicUsize>,
-    /// Tells with whom a connection stands now, whoever dialled: what still dials there need not go on.
+    /// Tells with which place a connection stands now, whoever dialled.
     arrived: broadcast::Sender<SocketAddr>,
     /// Where QUIC runs on the media thread: how often a stranger's handshake is answered there.
     pace: Option<Arc<Mutex<Pace>>>,
@@ -141,23 +139,6 @@ impl Shared {
         self.half_open.load(Ordering::Relaxed)
     }
 
-    /// Tells those who still dial there. Who dialled knows only by the far end's word that the end of the handshake came
-    /// there; where nothing was repeated yet, what gets lost is repeated soon.
-    fn tell_arrived(&self, connection: quinn::Connection, sure: bool) {
-        let arrived = self.arrived.clone();
-        tokio::spawn(async move {
-            let confirmed = |connection: &quinn::Connection| connection.stats().frame_rx.handshake_done > 0;
-            while !sure && !confirmed(&connection) {
-                if connection.close_reason().is_some() {
-                    return;
-                }
-                tokio::time::sleep(CONFIRMED_EVERY).await;
-            }
-            // An error means that nobody dials.
-            let _ = arrived.send(connection.remote_address());
-        });
-    }
-
     /// Waits for the handshake, proves the PeerId and hands the connection over. Also what `Incoming` resolves to.
     pub(crate) fn finish(self, connecting: quinn::Connecting, dialer: bool) -> Upgrade {
         let guard = HalfOpen::new(self.half_open.clone());
@@ -170,7 +151,11 @@ impl Shared {
             let peer = proven_peer(&connection).ok_or(Error::NoIdentity)?;
             let handed = Authenticated { peer, connection: connection.clone(), dialer };
             self.authenticated.try_send(handed).map_err(|_| Error::Busy)?;
-            self.tell_arrived(connection.clone(), !dialer || began.elapsed() < FIRST_REPEAT);
+            // What still dials there need not go on. Who dialled cannot know whether the end of the handshake came there; where
+            // nothing was repeated yet, it is repeated soon. An error means that nobody dials.
+            if !dialer || began.elapsed() < FIRST_REPEAT {
+                let _ = self.arrived.send(connection.remote_address());
+            }
             Ok((peer, Muxer::new(connection)))
         }
         .boxed()
